@@ -1,0 +1,182 @@
+"""Checkpoints: saved whole or not at all, and the newest whole one found again.
+
+    checkpoints/step_00002000/
+        generator.safetensors, generator_ema.safetensors, discriminator.safetensors, recognition.safetensors
+        optimizers.pt      Adam's and the scalers' state, tensors and numbers only
+        config.yaml        the resolved config
+        run.json           step, image shape, data fingerprint, half-filled metric windows
+        files.json         size and SHA-256 of each of these, written last
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from infogan_dist.config import CheckpointConfig, Config
+from infogan_dist.errors import ConfigError, DataError
+from infogan_dist.settings import save_config
+
+INDEX, ABOUT, OPTIMIZERS, CONFIG = "files.json", "run.json", "optimizers.pt", "config.yaml"
+FOLDER, PREFIX = "checkpoints", "step_"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk: its folder and what its run.json says."""
+
+    path: Path
+    about: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.about["step"])
+
+
+def save(
+    run: Path, config: Config, networks: Mapping[str, nn.Module], optimizers: dict[str, Any], about: dict[str, Any]
+) -> None:
+    """Writes a checkpoint for `about["step"]`: into a temporary folder, flushed, then renamed.
+
+    Raises:
+        DataError: the disk is full or read-only; what was there before stays as it was.
+    """
+    final = step_folder(run, about["step"])
+    part = final.with_name(f".{final.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, network in networks.items():
+            save_file(_host_state(network), part / f"{name}.safetensors")
+        torch.save(optimizers, part / OPTIMIZERS)
+        save_config(config, part / CONFIG)
+        (part / ABOUT).write_text(json.dumps(about, indent=1))
+        (part / INDEX).write_text(json.dumps({p.name: _digest(p) for p in sorted(part.iterdir())}, indent=1))
+        for file in part.iterdir():
+            _flush(file)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+        _flush(final.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise DataError(f"{final}: the checkpoint could not be written ({error}); earlier ones are whole") from None
+
+
+def find(path: Path, step: int | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint of a run folder, or of a checkpoint folder itself; or that of a step.
+
+    Half-written and damaged ones are passed over. None where there is none.
+    """
+    if (path / INDEX).is_file():
+        return _read(path)
+    for folder in reversed(step_folders(path)):
+        if step in (None, _step_of(folder)):
+            checkpoint = _read(folder)
+            if checkpoint is not None:
+                return checkpoint
+    return None
+
+
+def require(path: Path, step: int | None = None) -> Checkpoint:
+    """`find`, for where there must be one. Raises `DataError` saying what there is."""
+    checkpoint = find(path, step)
+    if checkpoint is None:
+        steps = ", ".join(str(_step_of(folder)) for folder in step_folders(path)) or "none"
+        what = "no whole checkpoint" if step is None else f"no whole checkpoint of step {step}"
+        raise DataError(f"{path}: {what} there; saved steps: {steps}")
+    return checkpoint
+
+
+def load_network(checkpoint: Checkpoint, name: str, network: nn.Module) -> None:
+    """Loads a network's weights and buffers in place. Raises `ConfigError` where they do not fit."""
+    path = checkpoint.path / f"{name}.safetensors"
+    state, expected = load_file(path), network.state_dict()
+    for key in sorted({*state, *expected}):
+        if key not in state or key not in expected or state[key].shape != expected[key].shape:
+            has, wants = (list(d[key].shape) if key in d else "absent" for d in (state, expected))
+            raise ConfigError(f"{path}: {key} is {has}, the config's network has {wants}; use the config it was saved with")
+    network.load_state_dict(state)
+
+
+def load_optimizers(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Adam's and the scalers' state, on the CPU. Nothing but tensors and numbers is ever unpickled."""
+    return torch.load(checkpoint.path / OPTIMIZERS, map_location="cpu", weights_only=True)
+
+
+def prune(run: Path, config: CheckpointConfig, best_step: int | None) -> None:
+    """Removes what the config does not keep: not the newest, not a keeper's step, not the best."""
+    folders = step_folders(run)
+    for folder in folders[: -config.keep]:
+        step = _step_of(folder)
+        kept = config.keep_every is not None and step > 0 and step % config.keep_every == 0
+        if not kept and step != best_step:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def best(run: Path, config: CheckpointConfig) -> int | None:
+    """The step of the checkpoint whose last logged value of `checkpoint.best` is best."""
+    if config.best is None:
+        return None
+    scored: list[tuple[float, int]] = []
+    for folder in step_folders(run):
+        about = json.loads((folder / ABOUT).read_text())
+        value = about["metrics"].get(config.best)
+        if value is not None:
+            scored.append((value if config.best_mode == "max" else -value, about["step"]))
+    return max(scored)[1] if scored else None
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / FOLDER / f"{PREFIX}{step:08d}"
+
+
+def step_folders(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, whole or not, oldest first."""
+    return sorted((p for p in _entries(run / FOLDER) if p.name.startswith(PREFIX)), key=_step_of)
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from (p for p in folder.iterdir() if p.name.removeprefix(PREFIX).isdecimal())
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix(PREFIX))
+
+
+def _read(folder: Path) -> Checkpoint | None:
+    """The checkpoint, if each of its files is there, of the size and the SHA-256 that was written."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        if any(_digest(folder / name) != digest for name, digest in index.items()):
+            return None
+        return Checkpoint(folder, json.loads((folder / ABOUT).read_text()))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _host_state(network: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,257 @@
+"""A shard set: WebDataset tar files and the manifest that says what must be in them."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import urljoin
+
+import numpy as np
+import webdataset as wds
+from PIL import Image, ImageOps
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from infogan_dist.errors import DataError
+
+MANIFEST = "manifest.json"
+# Members are decoded by these names alone; anything else in a tar is left unread (no pickles, no code).
+IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "bmp")
+LABEL_TYPE = "cls"
+NO_LABEL = -1
+HTTP_TIMEOUT_S, HTTP_TRIES = 30, 4
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its URL or path (relative to the manifest), samples, bytes and SHA-256."""
+
+    url: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard set holds.
+
+    Attributes:
+        name: the data's name.
+        image_shape: (channels, height, width) of every image, uint8.
+        label_names: names of the classes by label; empty where there are no labels.
+        shards: the tar files.
+        fit: images of other sizes or modes are fitted to `image_shape` when read (else refused).
+        location: folder or URL that relative shard URLs start from; not part of the file.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    label_names: list[str]
+    shards: list[Shard]
+    fit: bool = False
+    location: str = field(default="", compare=False)
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what the images are, wherever they lie: two sets with the same are the same data."""
+        content = [self.image_shape, self.fit, [(s.samples, s.sha256) for s in self.shards]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A decoded shard: images uint8 [n, C, H, W] and labels int64 [n], -1 where there is none."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load_manifest(location: str) -> Manifest:
+    """Reads the manifest of a shard set in a folder or under a URL.
+
+    Raises:
+        DataError: there is none, or it is not one.
+    """
+    base = location.removesuffix(MANIFEST).rstrip("/") or "."
+    where = f"{base}/{MANIFEST}"
+    try:
+        tree = json.loads(fetch(where))
+        shards = [Shard(**s) for s in tree["shards"]]
+        channels, height, width = tree["image_shape"]
+        shape = (int(channels), int(height), int(width))
+        manifest = Manifest(tree["name"], shape, list(tree["label_names"]), shards, bool(tree["fit"]), base)
+    except FileNotFoundError:
+        raise DataError(
+            f"{location}: no shard set there ({MANIFEST} is missing); make one with "
+            f"`python -m infogan_dist.make_shards mnist --out {location}`, or set data.shards"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{where}: not a manifest of shards ({error!r}); make the set again") from None
+    if not shards or min(s.samples for s in shards) < 1:
+        raise DataError(f"{where}: lists no shards, or an empty one; make the set again")
+    return manifest
+
+
+def save_manifest(manifest: Manifest, folder: Path) -> None:
+    """Writes the manifest, whole or not at all: it is what makes a folder of tars a shard set."""
+    tree = asdict(manifest)
+    del tree["location"]
+    part = folder / f"{MANIFEST}.part"
+    part.write_text(json.dumps(tree, indent=1) + "\n")
+    os.replace(part, folder / MANIFEST)
+
+
+def resolve(manifest: Manifest, shard: Shard) -> str:
+    """The URL or path that a shard is read from."""
+    if "://" in shard.url or shard.url.startswith("/"):
+        return shard.url
+    return urljoin(manifest.location + "/", shard.url) if "://" in manifest.location else f"{manifest.location}/{shard.url}"
+
+
+def fetch(url: str) -> bytes:
+    """All bytes of a local file or an http(s) URL, which is tried again with growing pauses.
+
+    Raises:
+        FileNotFoundError: there is no such file (or the server says 404).
+        DataError: it cannot be read.
+    """
+    if "://" not in url:
+        try:
+            return Path(url).read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise DataError(f"{url}: cannot be read: {error.strerror}") from None
+    if not url.startswith(("http://", "https://")):
+        raise DataError(f"{url}: only files and http(s):// URLs can be read")
+    for attempt in range(HTTP_TRIES):
+        try:
+            with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_S) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            reason = str(error)
+            if error.code == 404:
+                raise FileNotFoundError(url) from None
+        except OSError as error:  # URLError, time-outs and broken connections are all OSErrors
+            reason = str(error)
+        if attempt + 1 < HTTP_TRIES:
+            time.sleep(2.0**attempt)
+    raise DataError(f"{url}: cannot be read after {HTTP_TRIES} tries: {reason}")
+
+
+def read_shard(manifest: Manifest, index: int) -> Block:
+    """Fetches, verifies and decodes a shard.
+
+    Raises:
+        DataError: it is missing, its bytes are not the manifest's, or a member is not an image as promised.
+    """
+    shard = manifest.shards[index]
+    url = resolve(manifest, shard)
+    try:
+        content = fetch(url)
+    except FileNotFoundError:
+        raise DataError(f"{url}: the shard is missing; restore it, or make the set again") from None
+    if len(content) != shard.bytes:
+        raise DataError(f"{url}: {len(content)} bytes where the manifest says {shard.bytes}; restore the shard")
+    if hashlib.sha256(content).hexdigest() != shard.sha256:
+        raise DataError(f"{url}: its bytes are not the manifest's (SHA-256 differs); restore the shard")
+    images = np.empty((shard.samples, *manifest.image_shape), np.uint8)
+    labels = np.full(shard.samples, NO_LABEL, np.int64)
+    count = 0
+    for count, (key, member) in enumerate(samples_of(content, url), start=1):
+        if count > shard.samples:
+            break
+        images[count - 1] = decode_image(member, f"{url}, {key}", manifest.image_shape, manifest.fit)
+        labels[count - 1] = decode_label(member, f"{url}, {key}")
+    if count != shard.samples:
+        raise DataError(f"{url}: {count} samples where the manifest says {shard.samples}; make the set again")
+    return Block(images, labels)
+
+
+def samples_of(content: bytes, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The samples of a tar: (key, bytes by file ending), grouped as WebDataset does."""
+    try:
+        for sample in group_by_keys(tar_file_expander([{"url": url, "stream": io.BytesIO(content)}])):
+            members = {k: v for k, v in sample.items() if not k.startswith("__")}
+            if members:
+                yield sample["__key__"], members
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise DataError(f"{url}: not a readable tar ({error})") from None
+
+
+def decode_image(member: dict[str, bytes], where: str, shape: tuple[int, int, int] | None, fit: bool) -> np.ndarray:
+    """The sample's image as uint8 [C, H, W].
+
+    Args:
+        shape: what it must be; None takes it as it is, grey or colour.
+        fit: scale and crop to `shape`, keeping the aspect, instead of refusing another size.
+    """
+    kind = next((k for k in IMAGE_TYPES if k in member), None)
+    if kind is None:
+        raise DataError(f"{where}: no image (a member ending in {', '.join(IMAGE_TYPES)}); it has {sorted(member)}")
+    try:
+        with Image.open(io.BytesIO(member[kind]), formats=("PNG", "JPEG", "WEBP", "BMP")) as image:
+            array = as_array(image, shape if fit else None)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}.{kind}: not a readable image ({error})") from None
+    if shape is not None and array.shape != shape:
+        raise DataError(f"{where}.{kind}: an image of shape {list(array.shape)} where {list(shape)} is promised")
+    return array
+
+
+def as_array(image: Image.Image, shape: tuple[int, int, int] | None) -> np.ndarray:
+    """A picture as uint8 [C, H, W]: fitted to `shape`, or as it is, grey where it has no colour channels."""
+    if shape is None:
+        grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
+        image = image.convert("L" if grey else "RGB")
+    else:
+        image = image.convert("L" if shape[0] == 1 else "RGB")
+        if image.size != (shape[2], shape[1]):
+            image = ImageOps.fit(image, (shape[2], shape[1]), Image.Resampling.LANCZOS)
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def decode_label(member: dict[str, bytes], where: str) -> int:
+    """The sample's class, -1 where it has none."""
+    if LABEL_TYPE not in member:
+        return NO_LABEL
+    try:
+        return int(member[LABEL_TYPE])
+    except ValueError:
+        raise DataError(f"{where}.{LABEL_TYPE}: not a whole number") from None
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int]]) -> Shard:
+    """Writes samples (key, uint8 [C, H, W], label) as PNG and .cls into a tar, whole or not at all.
+
+    The same samples give the same bytes: nothing in the file tells when or by whom it was written.
+    """
+    part, count = path.with_suffix(".part"), 0
+    with part.open("wb") as stream, wds.TarWriter(stream, mtime=0, user="", group="") as tar:  # type: ignore[attr-defined]
+        for key, array, label in samples:
+            entry: dict[str, str | bytes] = {"__key__": key, "png": encode_png(array)}
+            if label != NO_LABEL:
+                entry[LABEL_TYPE] = str(label).encode()
+            tar.write(entry)
+            count += 1
+    content = part.read_bytes()
+    os.replace(part, path)
+    return Shard(path.name, count, len(content), hashlib.sha256(content).hexdigest())
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """uint8 [C, H, W], C = 1 or 3, as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)).save(buffer, "png")
+    return buffer.getvalue()

@@ -1,0 +1,42 @@
+"""What a user can get wrong, said in one line: what, where, what to do."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """What a user has to know. Its text is one line; a command line exits with its status."""
+
+    status = 2
+
+
+class ConfigError(UserError):
+    """The configuration or the command line asks for something impossible."""
+
+
+class DataError(UserError):
+    """A shard set, an image or a checkpoint is not what it should be."""
+
+
+class TrainingError(UserError):
+    """Training itself went wrong, on every process at the same step."""
+
+    status = 3
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns a `UserError` into one line on stderr and its exit status.
+
+    Every process of a run meets the same error, so only the first says it; but a `DataError` may be known
+    to one process alone, which therefore speaks for itself.
+    """
+    try:
+        yield
+    except UserError as error:
+        first = int(os.environ.get("RANK", "0")) == 0
+        if first or isinstance(error, DataError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(error.status)

@@ -1,0 +1,178 @@
+"""Makes a shard set of images: `python -m infogan_dist.make_shards mnist --out shards/mnist`."""
+
+import argparse
+import glob
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import braceexpand
+import numpy as np
+from tqdm import tqdm
+
+from infogan_dist.data.shards import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    decode_image,
+    decode_label,
+    fetch,
+    load_manifest,
+    samples_of,
+    save_manifest,
+    write_shard,
+)
+from infogan_dist.data.sources import Source, folder, mnist, mnist5k
+from infogan_dist.errors import ConfigError, DataError, one_line_errors
+from infogan_dist.streams import permutation
+
+DEFAULT_SHARDS = 8  # the default number of lanes: a pass then sees each sample once
+SHARD_BYTES = 64 * 2**20  # decoded; what a process holds of each of its lanes
+
+
+def make_shards(source: Source, out: Path, shards: int | None = None, seed: int = 0) -> Manifest:
+    """Writes a source's images, shuffled, into shards whose sizes differ by at most one.
+
+    Args:
+        shards: their number; None takes a multiple of 8 that keeps a decoded shard under 64 MiB.
+        seed: of the shuffle. The same source, number and seed give the same bytes.
+
+    Raises:
+        DataError: too few images, or an image unlike the first.
+    """
+    first = source.read(0)[0]
+    if shards is None:
+        wanted = -(-source.count * first.nbytes // SHARD_BYTES)
+        shards = -(-max(wanted, 1) // DEFAULT_SHARDS) * DEFAULT_SHARDS
+    if not 0 < shards <= source.count:
+        raise DataError(f"{source.name}: {source.count} images cannot fill {shards} shards; use --shards {source.count}")
+    out.mkdir(parents=True, exist_ok=True)
+    shuffled = permutation(seed, "make_shards", 0, source.count)
+    progress = tqdm(total=source.count, desc=f"shards of {source.name}", unit="image")
+
+    def samples(rows: np.ndarray) -> Iterator[tuple[str, np.ndarray, int]]:
+        for i in rows:
+            image, label = source.read(int(i))
+            if image.shape != first.shape:
+                raise DataError(f"{source.name}: image {i} is {list(image.shape)}, the first {list(first.shape)}")
+            progress.update()
+            yield f"{i:09d}", image, label
+
+    with progress:
+        parts = np.array_split(shuffled, shards)
+        written = [write_shard(out / f"{i:06d}.tar", samples(rows)) for i, rows in enumerate(parts)]
+    channels, height, width = first.shape
+    manifest = Manifest(source.name, (channels, height, width), source.label_names, written, location=str(out))
+    save_manifest(manifest, out)
+    return manifest
+
+
+def index_tars(urls: list[str], out: Path, name: str, shape: tuple[int, int, int] | None) -> Manifest:
+    """Writes the manifest of WebDataset tars that are there already; they stay where they are.
+
+    Args:
+        urls: paths and http(s) URLs; `{0000..0099}` and, for paths, `*` are expanded.
+        shape: fit every image to it when it is read; None: all must be alike.
+
+    Raises:
+        DataError: a tar is missing or broken, or holds images of different sizes without `shape`.
+    """
+    expected, shards, labels = shape, [], set()
+    for url in tqdm(_expand(urls), desc="reading tars", unit="tar"):
+        place = url if "://" in url else str(Path(url).resolve())
+        try:
+            content = fetch(place)
+        except FileNotFoundError:
+            raise DataError(f"{place}: no such tar") from None
+        count = 0
+        for key, member in samples_of(content, place):
+            image = decode_image(member, f"{place}, {key}", expected, fit=shape is not None)
+            channels, height, width = image.shape
+            expected = expected or (channels, height, width)
+            labels.add(decode_label(member, f"{place}, {key}"))
+            count += 1
+        if count == 0:
+            raise DataError(f"{place}: holds no samples; leave it out")
+        shards.append(Shard(place, count, len(content), hashlib.sha256(content).hexdigest()))
+    assert expected is not None
+    out.mkdir(parents=True, exist_ok=True)
+    names = [str(i) for i in range(max(labels) + 1)]
+    manifest = Manifest(name, expected, names, shards, fit=shape is not None, location=str(out))
+    save_manifest(manifest, out)
+    return manifest
+
+
+def _expand(urls: list[str]) -> list[str]:
+    found: list[str] = []
+    for pattern in urls:
+        for url in braceexpand.braceexpand(pattern):
+            found += [url] if "://" in url or "*" not in url else sorted(glob.glob(url))
+    if not found:
+        raise DataError(f"{', '.join(urls)}: no such tars")
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make_shards", description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="SOURCE")
+    five = kinds.add_parser("mnist5k", help="5,000 real MNIST digits that a package carries: no network")
+    full = kinds.add_parser("mnist", help="MNIST from its four IDX files, or downloaded")
+    full.add_argument("--from", dest="source", type=Path, help="folder of the IDX files [else they are downloaded]")
+    full.add_argument("--split", choices=("train", "test"), default="train")
+    pictures = kinds.add_parser("folder", help="pictures in class folders (cats/001.jpg), or in one folder")
+    pictures.add_argument("--from", dest="source", type=Path, required=True, help="the folder")
+    tars = kinds.add_parser("tars", help="index WebDataset tars that are there already, local or by URL")
+    tars.add_argument("urls", nargs="+", help="paths or URLs; {0000..0099} and * are expanded")
+    tars.add_argument("--name", default="tars", help="the data's name")
+    for kind in (pictures, tars):
+        kind.add_argument("--size", type=int, help="sides in pixels that images are scaled and cropped to")
+        kind.add_argument("--mode", choices=("grey", "colour"), help="with --size [colour]")
+    for kind in (five, full, pictures, tars):
+        kind.add_argument("--out", type=Path, help="folder of the shard set [shards/SOURCE]")
+    for kind in (five, full, pictures):
+        kind.add_argument("--shards", type=int, help="their number; a multiple of data.lanes is best [by size]")
+        kind.add_argument("--seed", type=int, default=0, help="of the shuffle [0]")
+    return parser
+
+
+def _shape(arguments: argparse.Namespace) -> tuple[int, int, int] | None:
+    if arguments.size is None:
+        if arguments.mode:
+            raise ConfigError("--mode: needs --size, such as --size 32")
+        return None
+    if arguments.size < 1:
+        raise ConfigError(f"--size: {arguments.size} is no number of pixels")
+    return (1 if arguments.mode == "grey" else 3, arguments.size, arguments.size)
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    if arguments.kind == "mnist5k":
+        return mnist5k()
+    if arguments.kind == "mnist":
+        return mnist(arguments.source, arguments.split)
+    return folder(arguments.source, _shape(arguments))
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
+    with one_line_errors():
+        name = "mnist-test" if vars(arguments).get("split") == "test" else arguments.kind
+        out = arguments.out or Path("shards") / name
+        if (out / MANIFEST).exists():
+            manifest = load_manifest(os.fspath(out))
+            print(f"{out}: already a shard set of {manifest.samples:,} images; remove the folder to make it anew")
+            return
+        if arguments.kind == "tars":
+            manifest = index_tars(arguments.urls, out, arguments.name, _shape(arguments))
+        else:
+            manifest = make_shards(_source(arguments), out, arguments.shards, arguments.seed)
+        channels, height, width = manifest.image_shape
+        print(
+            f"{out}: {manifest.samples:,} images of {channels}x{height}x{width} "
+            f"in {len(manifest.shards)} shards, {len(manifest.label_names)} classes"
+        )
+
+
+if __name__ == "__main__":
+    main()

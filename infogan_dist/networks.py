@@ -1,0 +1,159 @@
+"""Generator, discriminator and recognition network, each built from its layer table in the config."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from infogan_dist.codes import LatentSpec
+from infogan_dist.config import LayerConfig, NetworksConfig
+from infogan_dist.errors import ConfigError
+from infogan_dist.streams import torch_seed
+
+Shape = tuple[int, ...]  # of one sample: (features,) or (channels, height, width)
+
+
+class Generator(nn.Module):
+    """G: latents [N, width] to images [N, C, H, W]; in [-1, 1] where the table ends in tanh."""
+
+    def __init__(self, config: NetworksConfig, spec: LatentSpec, image_shape: Shape):
+        super().__init__()
+        layers, shape = _stack("networks.generator", config.generator, config, (spec.width,), image_shape)
+        if shape != image_shape:
+            raise ConfigError(
+                f"networks.generator: makes images {list(shape)} (channels, height, width), but the shards hold "
+                f"{list(image_shape)}; change the table, or make shards of that size"
+            )
+        self.layers = layers
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.layers(latents)
+
+
+class Discriminator(nn.Module):
+    """D: images [N, C, H, W] to the trunk's features [N, ...] and the logit of being real [N]."""
+
+    def __init__(self, config: NetworksConfig, image_shape: Shape):
+        super().__init__()
+        self.trunk, self.features = _stack(
+            "networks.discriminator", config.discriminator, config, image_shape, image_shape
+        )
+        self.logit = nn.Linear(math.prod(self.features), 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(images)
+        return features, self.logit(features.flatten(1))[:, 0]
+
+
+class RecognitionNetwork(nn.Module):
+    """Q: the trunk's features to the parameters of Q(c|x) [N, spec.parameters]."""
+
+    def __init__(self, config: NetworksConfig, spec: LatentSpec, features: Shape):
+        super().__init__()
+        self.layers, shape = _stack("networks.recognition", config.recognition, config, features, features)
+        self.output = nn.Linear(math.prod(shape), spec.parameters)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.output(self.layers(features).flatten(1))
+
+
+def build(
+    config: NetworksConfig, spec: LatentSpec, image_shape: Shape, seed: int
+) -> tuple[Generator, Discriminator, RecognitionNetwork]:
+    """The three networks with their first weights, a pure function of the seed. Raises `ConfigError`."""
+
+    def seeded(purpose: str, make: Callable[[], nn.Module]) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(seed, purpose))
+            network = make()
+            _initialise(network, config.init_std)
+            return network
+
+    generator = seeded("init/generator", lambda: Generator(config, spec, image_shape))
+    discriminator = seeded("init/discriminator", lambda: Discriminator(config, image_shape))
+    assert isinstance(generator, Generator)
+    assert isinstance(discriminator, Discriminator)
+    features = discriminator.features
+    recognition = seeded("init/recognition", lambda: RecognitionNetwork(config, spec, features))
+    assert isinstance(recognition, RecognitionNetwork)
+    return generator, discriminator, recognition
+
+
+def _initialise(network: nn.Module, std: float) -> None:
+    """Weights ~ N(0, std), biases 0, normalisation the identity (paper's code, and DCGAN's)."""
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(module.weight, 0.0, std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _stack(
+    key: str, table: list[LayerConfig], config: NetworksConfig, shape: Shape, image_shape: Shape
+) -> tuple[nn.Sequential, Shape]:
+    """The table's layers in a row, and the shape of what comes out."""
+    modules: list[nn.Module] = []
+    for i, layer in enumerate(table):
+        where = f"{key}[{i}]"
+        made, shape = _layer(where, layer, shape, image_shape, table[i + 1 :])
+        modules += made
+        modules += [_follow(word, shape, config.slope) for word in layer.then]
+    return nn.Sequential(*modules), shape
+
+
+def _layer(
+    where: str, layer: LayerConfig, shape: Shape, image_shape: Shape, later: list[LayerConfig]
+) -> tuple[list[nn.Module], Shape]:
+    out = image_shape[0] if layer.out is None else layer.out
+    # A bias before batch norm would be subtracted again at once.
+    bias = "batchnorm" not in layer.then[:1]
+    if layer.kind == "dense":
+        flat = [nn.Flatten()] if len(shape) > 1 else []
+        target = (out, *_grid(where, image_shape, later)) if layer.grid else (out,)
+        unflat = [nn.Unflatten(1, target)] if layer.grid else []
+        return [*flat, nn.Linear(math.prod(shape), math.prod(target), bias=bias), *unflat], target
+    if len(shape) != 3:
+        raise ConfigError(f"{where}: a {layer.kind} needs an image; put a dense layer with grid: true before it")
+    make = _conv if layer.kind == "conv" else _deconv
+    return make(where, layer, shape, out, bias)
+
+
+def _conv(where: str, layer: LayerConfig, shape: Shape, out: int, bias: bool) -> tuple[list[nn.Module], Shape]:
+    """Output side = input side / stride, rounded up; padding is even where it can be."""
+    sides = tuple(-(-side // layer.stride) for side in shape[1:])
+    pads = [max((o - 1) * layer.stride + layer.kernel - i, 0) for o, i in zip(sides, shape[1:], strict=True)]
+    conv: dict = {"kernel_size": layer.kernel, "stride": layer.stride, "bias": bias}
+    if all(p % 2 == 0 for p in pads):
+        return [nn.Conv2d(shape[0], out, padding=(pads[0] // 2, pads[1] // 2), **conv)], (out, *sides)
+    height, width = pads
+    pad = nn.ZeroPad2d((width // 2, width - width // 2, height // 2, height - height // 2))
+    return [pad, nn.Conv2d(shape[0], out, **conv)], (out, *sides)
+
+
+def _deconv(where: str, layer: LayerConfig, shape: Shape, out: int, bias: bool) -> tuple[list[nn.Module], Shape]:
+    """Output side = input side * stride."""
+    extra = layer.kernel - layer.stride
+    if extra < 0:
+        raise ConfigError(f"{where}.kernel: {layer.kernel} leaves gaps at stride {layer.stride}; use {layer.stride} or more")
+    deconv = nn.ConvTranspose2d(
+        shape[0], out, layer.kernel, layer.stride, padding=-(-extra // 2), output_padding=extra % 2, bias=bias
+    )
+    return [deconv], (out, shape[1] * layer.stride, shape[2] * layer.stride)
+
+
+def _grid(where: str, image_shape: Shape, later: list[LayerConfig]) -> Shape:
+    """The grid from which the later deconvs' strides reach the image's sides."""
+    scale = math.prod(layer.stride for layer in later if layer.kind == "deconv")
+    if any(side % scale for side in image_shape[1:]):
+        raise ConfigError(
+            f"{where}.grid: images of {image_shape[1]}x{image_shape[2]} cannot be reached by strides that multiply "
+            f"to {scale}; make shards whose sides are multiples of {scale}"
+        )
+    return tuple(side // scale for side in image_shape[1:])
+
+
+def _follow(word: str, shape: Shape, slope: float) -> nn.Module:
+    if word == "batchnorm":
+        return nn.BatchNorm2d(shape[0]) if len(shape) == 3 else nn.BatchNorm1d(shape[0])
+    return {"relu": nn.ReLU(), "lrelu": nn.LeakyReLU(slope), "tanh": nn.Tanh()}[word]

@@ -1,0 +1,220 @@
+"""Metrics and pictures, to the run folder and to what mirrors it, as Accelerate trackers.
+
+`metrics.jsonl` and the PNG files are the truth. What a clock says goes to `timing.jsonl`, so that
+`metrics.jsonl` is the same, bit for bit, each time a config is run.
+"""
+
+import json
+import math
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import wandb
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker
+from accelerate.tracking import get_available_trackers as installed_trackers
+from PIL import Image
+
+from infogan_dist.config import Config, TrackingConfig
+from infogan_dist.errors import ConfigError
+from infogan_dist.settings import flat
+
+METRICS, TIMING, PICTURES, WANDB_ID = "metrics.jsonl", "timing.jsonl", "pictures", "wandb_id"
+CLOCK = "timing/"  # prefix of values that differ from one run of a config to the next
+WANDB_INIT_TIMEOUT_S = 30
+
+Pictures = dict[str, np.ndarray]  # uint8 [height, width, 3] by name
+
+
+class RunFolderTracker(GeneralTracker):
+    """metrics.jsonl, timing.jsonl and pictures/step_*/NAME.png."""
+
+    name = "run_folder"
+    requires_logging_directory = False
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    @property
+    def tracker(self) -> Path:
+        return self.folder
+
+    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+        metrics = {k: v for k, v in values.items() if not k.startswith(CLOCK)}
+        timing = {k.removeprefix(CLOCK): v for k, v in values.items() if k.startswith(CLOCK)}
+        for name, line in ((METRICS, metrics), (TIMING, timing)):
+            with (self.folder / name).open("a") as stream:
+                stream.write(json.dumps({"step": step, **{k: _finite(v) for k, v in line.items()}}) + "\n")
+
+    def log_images(self, values: Pictures, step: int | None = None, **kwargs: Any) -> None:
+        folder = self.folder / PICTURES / f"step_{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in values.items():
+            path = folder / f"{name.replace('/', '_')}.png"
+            part = path.with_suffix(".part")
+            Image.fromarray(picture).save(part, "png")
+            os.replace(part, path)
+
+
+class WandbMirror(GeneralTracker):
+    """A W&B run that mirrors the run folder, and never stops or questions the run it mirrors.
+
+    Its id is kept in the run folder, so that a resumed run goes on in place.
+    """
+
+    name = "wandb"
+    requires_logging_directory = False
+
+    def __init__(self, folder: Path, config: TrackingConfig):
+        super().__init__()
+        self.folder, self.config = folder, config
+        self.run: Any = None
+
+    def start(self) -> None:
+        mode = _wandb_mode(self.config.wandb_mode)
+        for attempt in (mode, "offline"):
+            try:
+                self.run = self._init(attempt)
+                break
+            except Exception as error:  # a service's trouble, of whatever kind, must not end the training
+                _warn(f"W&B does not start ({error}); " + ("logging offline" if attempt != "offline" else "going on without"))
+        self._try(lambda run: run.define_metric("*", step_metric="step"))
+
+    def _init(self, mode: str) -> Any:
+        return wandb.init(
+            project=self.config.project,
+            name=self.config.name or self.folder.resolve().name,
+            id=_kept_id(self.folder / WANDB_ID),
+            dir=self.folder,
+            mode=mode,  # type: ignore[arg-type]
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(init_timeout=WANDB_INIT_TIMEOUT_S, silent=True, console="off"),
+        )
+
+    @property
+    def tracker(self) -> Any:
+        return self.run
+
+    def store_init_configuration(self, values: dict) -> None:
+        self._try(lambda run: run.config.update(values, allow_val_change=True))
+
+    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+        self._try(lambda run: run.log({"step": step, **values}))
+
+    def log_images(self, values: Pictures, step: int | None = None, **kwargs: Any) -> None:
+        self._try(lambda run: run.log({"step": step, **{k: wandb.Image(Image.fromarray(v)) for k, v in values.items()}}))
+
+    def finish(self) -> None:
+        self._try(lambda run: run.finish())
+
+    def mark_preempting(self) -> None:
+        """Tells a sweep to put this run back into its queue."""
+        self._try(lambda run: run.mark_preempting())
+
+    def _try(self, call: Callable[[Any], Any]) -> None:
+        if self.run is None:
+            return
+        try:
+            call(self.run)
+        except Exception as error:  # as above
+            _warn(f"W&B fails ({error}); going on without")
+            self.run = None
+
+
+class TensorBoardMirror(TensorBoardTracker):
+    """Accelerate's, with pictures as height x width x colour, and without a second hparams run a start."""
+
+    def store_init_configuration(self, values: dict) -> None:
+        rows = "\n".join(f"| {k} | {v} |" for k, v in values.items())
+        self.tracker.add_text("config", f"| key | value |\n| --- | --- |\n{rows}")
+
+    def log_images(self, values: Pictures, step: int | None = None, **kwargs: Any) -> None:
+        batch = {k: v[None] for k, v in values.items()}
+        super().log_images(batch, step, dataformats="NHWC")
+
+
+def check_trackers(config: TrackingConfig) -> None:
+    """Refuses a tracker that is unknown or not installed. Raises `ConfigError`."""
+    installed = [str(t) for t in installed_trackers()]
+    for name in config.trackers:
+        if name not in installed:
+            raise ConfigError(
+                f"tracking.trackers: {name} is unknown or not installed; there are {', '.join(installed)}; "
+                f"`pip install {name}` may help"
+            )
+
+
+def open_trackers(accelerator: Accelerator, config: Config, folder: Path) -> None:
+    """Starts the run folder's tracker and its mirrors, on the main process; the others' logs go nowhere."""
+    if not accelerator.is_main_process:
+        return
+    own = {
+        "wandb": lambda: WandbMirror(folder, config.tracking),
+        "tensorboard": lambda: TensorBoardMirror("tensorboard", folder),
+    }
+    mirrors = [own[name]() if name in own else name for name in dict.fromkeys(config.tracking.trackers)]
+    accelerator.log_with = [RunFolderTracker(folder), *mirrors]  # type: ignore[assignment]
+    simple = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flat(config).items()}
+    accelerator.init_trackers(config.tracking.project, config=simple)
+
+
+def log_pictures(accelerator: Accelerator, pictures: Pictures, step: int) -> None:
+    """Hands pictures to each tracker's own `log_images`."""
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            tracker.log_images(pictures, step=step)  # type: ignore[attr-defined]
+
+
+def mark_preempting(accelerator: Accelerator) -> None:
+    """Tells the trackers that can use it that this run will be started again."""
+    for tracker in accelerator.trackers:
+        if isinstance(tracker, WandbMirror):
+            tracker.mark_preempting()
+
+
+def cut_back(folder: Path, step: int) -> None:
+    """Removes from the logs what came after a step, as when a run goes on from its checkpoint."""
+    for name in (METRICS, TIMING):
+        path = folder / name
+        if path.is_file():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            part = path.with_suffix(".part")
+            part.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(part, path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line that a kill has cut in two
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _wandb_mode(mode: str) -> str:
+    """online, offline or disabled; `auto` is WANDB_MODE's, else online where a key is known, else offline."""
+    if mode != "auto":
+        return mode
+    named = os.environ.get("WANDB_MODE")
+    if named in ("online", "offline", "disabled"):
+        return named
+    return "online" if wandb.api.api_key else "offline"
+
+
+def _kept_id(path: Path) -> str:
+    if not path.is_file():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text()
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
