@@ -41,6 +41,10 @@ class DiscriminatorPart(nn.Module):
             features, out["fake_logits"] = self.discriminator(fake)
             if self.recognition is not None:
                 out["parameters"] = self.recognition(features)
+        elif self.recognition is not None:
+            # Real images alone say nothing to Q, but the reduction waits for each of its gradients.
+            nothing = torch.stack([p.sum() for p in self.recognition.parameters()]).sum() * 0.0
+            out["real_logits"] = out["real_logits"] + nothing
         return out
 
 
@@ -172,6 +176,9 @@ class Stepper:
                     loss = self._discriminator_loss(images, fakes, rows, terms)
                     self.engine.backward(self.state.d, loss)
                 failed.append(~loss.detach().isfinite())
+            if self.q_with_d and not takes_fake:
+                for parameter in self.state.recognition.parameters():
+                    parameter.grad = None  # not a gradient of 0, by which Adam would move on
             norm, this_bad = self.engine.update(self.state.d, bad)
             norms.append(norm)
             bad = bad | this_bad
