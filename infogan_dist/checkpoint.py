@@ -1,11 +1,11 @@
 """Checkpoints: saved whole or not at all, and the newest whole one found again.
 
-    checkpoints/step_00002000/
-        generator.safetensors, generator_ema.safetensors, discriminator.safetensors, recognition.safetensors
-        optimizers.pt      Adam's and the scalers' state, tensors and numbers only
-        config.yaml        the resolved config
-        run.json           step, image shape, data fingerprint, half-filled metric windows
-        files.json         size and SHA-256 of each of these, written last
+checkpoints/step_00002000/
+    generator.safetensors, generator_ema.safetensors, discriminator.safetensors, recognition.safetensors
+    optimizers.pt      Adam's and the scalers' state, tensors and numbers only
+    config.yaml        the resolved config
+    run.json           step, image shape, data fingerprint, half-filled metric windows
+    files.json         size and SHA-256 of each of these, written last
 """
 
 import hashlib
@@ -43,7 +43,11 @@ class Checkpoint:
 
 
 def save(
-    run: Path, config: Config, networks: Mapping[str, nn.Module], optimizers: dict[str, Any], about: dict[str, Any]
+    run: Path,
+    config: Config,
+    networks: Mapping[str, nn.Module],
+    optimizers: dict[str, Any],
+    about: dict[str, Any],
 ) -> None:
     """Writes a checkpoint for `about["step"]`: into a temporary folder, flushed, then renamed.
 
@@ -68,7 +72,9 @@ def save(
         _flush(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise DataError(f"{final}: the checkpoint could not be written ({error}); earlier ones are whole") from None
+        raise DataError(
+            f"{final}: the checkpoint could not be written ({error}); earlier ones are whole"
+        ) from None
 
 
 def find(path: Path, step: int | None = None) -> Checkpoint | None:
@@ -103,7 +109,9 @@ def load_network(checkpoint: Checkpoint, name: str, network: nn.Module) -> None:
     for key in sorted({*state, *expected}):
         if key not in state or key not in expected or state[key].shape != expected[key].shape:
             has, wants = (list(d[key].shape) if key in d else "absent" for d in (state, expected))
-            raise ConfigError(f"{path}: {key} is {has}, the config's network has {wants}; use the config it was saved with")
+            raise ConfigError(
+                f"{path}: {key} is {has}, the config's network has {wants}; use the config it was saved with"
+            )
     network.load_state_dict(state)
 
 

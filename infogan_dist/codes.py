@@ -225,13 +225,13 @@ class Latents:
 class LatentSpec:
     """Noise and the named codes: the one place that knows how they lie in a vector."""
 
-    def __init__(self, noise: int, codes: Mapping[str, CodeConfig]):
+    def __init__(self, noise: int, codes: Mapping[str, CodeConfig | None]):
         self.noise = noise
-        self.codes: dict[str, Code] = {name: KINDS[c.kind](c) for name, c in codes.items()}
+        self.codes: dict[str, Code] = {n: KINDS[c.kind](c) for n, c in codes.items() if c is not None}
         self.width = noise + sum(c.width for c in self.codes.values())
         self.parameters = sum(c.parameters for c in self.codes.values())
-        if self.width == 0:
-            raise ConfigError("noise, codes: the generator has no input; set noise=62 or add a code")
+        if not self.codes:
+            raise ConfigError("codes: none; add one, such as codes.digit={kind: categorical, size: 10}")
 
     def sample(
         self, seed: int, purpose: str, start: int, count: int, dtype: torch.dtype = torch.float32

@@ -6,7 +6,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -43,13 +43,13 @@ def field(
 
 @dataclass
 class CodeConfig:
-    kind: str = field(
-        MISSING, "prior p(c)", choices=("categorical", "uniform", "gaussian", "bernoulli")
-    )
+    kind: str = field(MISSING, "prior p(c)", choices=("categorical", "uniform", "gaussian", "bernoulli"))
     size: int = field(1, "categories of a categorical code; independent variables of the others", least=1)
     count: int = field(1, "independent categorical variables of that many categories", least=1)
-    weight: float = field(1.0, "lambda of this code's lower bound (paper, eq. 6); .1 suits continuous", least=0)
-    sigma: Optional[float] = field(
+    weight: float = field(
+        1.0, "lambda of this code's lower bound (paper, eq. 6); .1 suits continuous", least=0
+    )
+    sigma: float | None = field(
         None, "standard deviation of a continuous code's posterior; null: learned, as exp(s)", above=0
     )
 
@@ -57,22 +57,24 @@ class CodeConfig:
 @dataclass
 class LayerConfig:
     kind: str = field(MISSING, "layer", choices=("dense", "conv", "deconv"))
-    out: Optional[int] = field(None, "units or channels; null: the image's channels", least=1)
+    out: int | None = field(None, "units or channels; null: the image's channels", least=1)
     kernel: int = field(4, "pixels a side; padding keeps the size at stride 1", least=1)
     stride: int = field(1, "a conv divides the image's sides by it, a deconv multiplies them", least=1)
     grid: bool = field(
         False, "dense: `out` channels on the grid from which the later strides reach the image's size"
     )
-    then: list[str] = field(
-        [], "what follows, in this order", choices=("batchnorm", "relu", "lrelu", "tanh")
-    )
+    then: list[str] = field([], "what follows, in this order", choices=("batchnorm", "relu", "lrelu", "tanh"))
 
 
 @dataclass
 class NetworksConfig:
     generator: list[LayerConfig] = field([], "G: latents to an image in [-1, 1]")
-    discriminator: list[LayerConfig] = field([], "D's trunk, shared with Q; D's logit is one dense unit on it")
-    recognition: list[LayerConfig] = field([], "Q, on the trunk's features; its output layer follows the codes")
+    discriminator: list[LayerConfig] = field(
+        [], "D's trunk, shared with Q; D's logit is one dense unit on it"
+    )
+    recognition: list[LayerConfig] = field(
+        [], "Q, on the trunk's features; its output layer follows the codes"
+    )
     slope: float = field(0.1, "of lrelu below 0 (paper, appendix C)", least=0)
     init_std: float = field(0.02, "of the normal the weights start from; biases start at 0", above=0)
 
@@ -101,7 +103,7 @@ class AdamConfig:
     beta1: float = field(0.5, "decay of the mean gradient (paper, appendix C)", least=0)
     beta2: float = field(0.999, "decay of the mean squared gradient", least=0)
     eps: float = field(1e-8, "added to the root of the mean square", above=0)
-    clip: Optional[float] = field(None, "largest norm of all its gradients together; null: any", above=0)
+    clip: float | None = field(None, "largest norm of all its gradients together; null: any", above=0)
 
 
 @dataclass
@@ -112,9 +114,7 @@ class GeneratorAdamConfig(AdamConfig):
 @dataclass
 class OptimConfig:
     discriminator: AdamConfig = field(AdamConfig, "Adam of D (and of Q under q_step=discriminator)")
-    generator: GeneratorAdamConfig = field(
-        GeneratorAdamConfig, "Adam of G (and of Q under q_step=generator)"
-    )
+    generator: GeneratorAdamConfig = field(GeneratorAdamConfig, "Adam of G (and of Q under q_step=generator)")
 
 
 @dataclass
@@ -123,9 +123,13 @@ class DataConfig:
         "shards/mnist", "folder or URL of a shard set (make one with scripts/make_shards.py)", free=True
     )
     lanes: int = field(
-        8, "streams that a global batch is drawn from; a multiple of the processes, divides the batch", least=1
+        8,
+        "streams that a global batch is drawn from; a multiple of the processes, divides the batch",
+        least=1,
     )
-    workers: int = field(1, "loading subprocesses of each process; 0: load in the process itself", least=0, free=True)
+    workers: int = field(
+        1, "loading subprocesses of each process; 0: load in the process itself", least=0, free=True
+    )
     cache_mib: int = field(
         1024, "MiB of decoded images that each process keeps, to decode them once", least=0, free=True
     )
@@ -133,21 +137,25 @@ class DataConfig:
 
 @dataclass
 class TrainConfig:
-    steps: Optional[int] = field(None, "length in steps of D and G each; give this or epochs", least=0, free=True)
-    epochs: Optional[float] = field(None, "length in passes over the data; give this or steps", above=0, free=True)
+    steps: int | None = field(
+        None, "length in steps of D and G each; give this or epochs", least=0, free=True
+    )
+    epochs: float | None = field(
+        None, "length in passes over the data; give this or steps", above=0, free=True
+    )
     batch_size: int = field(128, "global batch: fake images of a step, over all processes", least=1)
     accumulation: int = field(1, "micro-batches whose gradients a step adds up, to save memory", least=1)
-    precision: Optional[str] = field(
+    precision: str | None = field(
         None,
         "null: as `accelerate launch --mixed_precision` says, else fp32; fp64 is for checking exactness",
         choices=PRECISIONS,
     )
     compile: bool = field(False, "torch.compile the networks: slower to start, faster on a GPU")
-    processes: Optional[int] = field(
+    processes: int | None = field(
         None, "processes there must be; another number is refused; null: any", least=1, free=True
     )
     ema_decay: float = field(0.999, "per step, of the averaged generator that draws the pictures", least=0)
-    init_from: Optional[str] = field(None, "run or checkpoint folder whose weights this run starts from")
+    init_from: str | None = field(None, "run or checkpoint folder whose weights this run starts from")
     log_every: int = field(50, "steps whose metrics are averaged into one line", least=1)
 
 
@@ -155,10 +163,12 @@ class TrainConfig:
 class CheckpointConfig:
     every: int = field(1000, "steps between checkpoints; one is always saved at the end", least=1, free=True)
     keep: int = field(2, "newest checkpoints to keep", least=1, free=True)
-    keep_every: Optional[int] = field(
+    keep_every: int | None = field(
         None, "checkpoints at multiples of this many steps are saved and kept for good", least=1, free=True
     )
-    best: Optional[str] = field(None, "logged metric whose best checkpoint is kept, such as bound/digit", free=True)
+    best: str | None = field(
+        None, "logged metric whose best checkpoint is kept, such as bound/digit", free=True
+    )
     best_mode: str = field("max", "which value of it is best", choices=("max", "min"), free=True)
 
 
@@ -166,14 +176,16 @@ class CheckpointConfig:
 class TrackingConfig:
     trackers: list[str] = field(["wandb"], "mirrors of metrics.jsonl: wandb, tensorboard, ...", free=True)
     project: str = field("infogan_dist", "project the run is logged under", free=True)
-    name: Optional[str] = field(None, "the run's name; null: its folder's", free=True)
+    name: str | None = field(None, "the run's name; null: its folder's", free=True)
     wandb_mode: str = field(
         "auto",
         "auto: online if logged in, else offline",
         choices=("auto", "online", "offline", "disabled"),
         free=True,
     )
-    pictures_every: int = field(500, "steps between grids of samples and traversals; also at the end", least=1, free=True)
+    pictures_every: int = field(
+        500, "steps between grids of samples and traversals; also at the end", least=1, free=True
+    )
     progress: bool = field(True, "a progress bar on stderr", free=True)
 
 
@@ -182,7 +194,7 @@ class Config:
     run: str = field("runs/infogan", "folder of the run: config, metrics, pictures, checkpoints", free=True)
     seed: int = field(0, "everything random follows from it")
     noise: int = field(62, "incompressible noise variables z ~ N(0, 1)", least=0)
-    codes: dict[str, Optional[CodeConfig]] = field({}, "latent codes c by name; null removes one")
+    codes: dict[str, CodeConfig | None] = field({}, "latent codes c by name; null removes one")
     networks: NetworksConfig = field(NetworksConfig, "layer tables")
     objective: ObjectiveConfig = field(ObjectiveConfig, "what is minimised")
     optim: OptimConfig = field(OptimConfig, "Adam")
@@ -208,9 +220,12 @@ def check(config: Config) -> None:
     _check_ranges(config, "")
     if (config.train.steps is None) == (config.train.epochs is None):
         given = "both" if config.train.steps is not None else "neither"
-        raise ConfigError(f"train.steps, train.epochs: {given} given; give one of them, such as train.steps=20000")
+        raise ConfigError(
+            f"train.steps, train.epochs: {given} given; give one of them, such as train.steps=20000"
+        )
     for name, code in config.codes.items():
-        _check_code(f"codes.{name}", name, code)
+        if code is not None:
+            _check_code(f"codes.{name}", name, code)
     for name, table in dataclasses.asdict(config.networks).items():
         if isinstance(table, list) and not table and name != "recognition":
             raise ConfigError(f"networks.{name}: no layers; start from a preset, such as configs/mnist.yaml")
@@ -219,7 +234,9 @@ def check(config: Config) -> None:
         if adam.beta1 >= 1 or adam.beta2 >= 1:
             raise ConfigError(f"optim.{name}: beta1 and beta2 must be below 1")
     if config.train.ema_decay >= 1:
-        raise ConfigError(f"train.ema_decay: {config.train.ema_decay} must be below 1; 0 takes the last weights")
+        raise ConfigError(
+            f"train.ema_decay: {config.train.ema_decay} must be below 1; 0 takes the last weights"
+        )
     check_batch(config, world=config.train.processes or 1)
 
 

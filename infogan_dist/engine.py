@@ -50,7 +50,10 @@ class Engine:
 
     def __init__(self, config: Config):
         check_world(config)
-        cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+        cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in (
+            "1",
+            "true",
+        )
         precision = _precision(config, cuda)
         _make_deterministic(cuda)
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -58,7 +61,9 @@ class Engine:
             cpu=not cuda,
             mixed_precision=precision if precision in ("bf16", "fp16") else "no",
             # Two forwards of one module before a backward would fail on buffers broadcast in between.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
         )
         self.device, self.fp16 = self.accelerator.device, precision == "fp16"
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -111,7 +116,9 @@ class Engine:
         """
         optimizer: Any = part.optimizer
         part.scaler.unscale_(optimizer)
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         norm = nn.utils.get_total_norm(gradients)
         bad = ~norm.isfinite()
         if part.clip is not None:
@@ -198,8 +205,9 @@ def check_world(config: Config) -> int:
     asked = config.train.processes
     if asked is not None and asked != world:
         raise ConfigError(
-            f"train.processes: {asked} asked for, {world} came up; without GPUs start them by `ACCELERATE_USE_CPU=true "
-            f"accelerate launch --multi_gpu --num_processes {asked} ...` or `torchrun --nproc-per-node {asked} ...`"
+            f"train.processes: {asked} asked for, {world} came up; without GPUs "
+            f"start them by `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked} ...` "
+            f"or `torchrun --nproc-per-node {asked} ...`"
         )
     check_batch(config, world)
     return world

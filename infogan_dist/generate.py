@@ -58,9 +58,13 @@ def generate(generator: Generator, spec: LatentSpec, request: Request) -> tuple[
     if request.traverse is None:
         latents, columns = sample_latents(spec, request.seed, request.rows * request.columns), request.columns
     else:
-        latents, columns = traversal_latents(spec, request.seed, request.traverse, request.rows, request.columns)
+        latents, columns = traversal_latents(
+            spec, request.seed, request.traverse, request.rows, request.columns
+        )
         if spec.variable(request.traverse) in [spec.variable(name) for name in request.codes]:
-            raise ConfigError(f"traverse={request.traverse}: codes.{request.traverse} is fixed too; leave one out")
+            raise ConfigError(
+                f"traverse={request.traverse}: codes.{request.traverse} is fixed too; leave one out"
+            )
     latents = fixed_latents(spec, latents, request.codes)
     return draw(generator, latents), latents, columns
 
@@ -78,7 +82,9 @@ def parse_request(words: list[str]) -> Request:
             match = re.fullmatch(r"(\d+)x(\d+)", value)
             rows, columns = (int(n) for n in match.groups()) if match else (0, 0)
             if not (1 <= rows <= LARGEST_GRID and 1 <= columns <= LARGEST_GRID):
-                raise ConfigError(f"{word}: give rows x columns from 1x1 to {LARGEST_GRID}x{LARGEST_GRID}, such as grid=5x5")
+                raise ConfigError(
+                    f"{word}: give rows x columns from 1x1 to {LARGEST_GRID}x{LARGEST_GRID}, such as grid=5x5"
+                )
             request.rows, request.columns = rows, columns
         elif key == "traverse":
             request.traverse = value
@@ -100,7 +106,7 @@ def save(path: Path, images: Tensor, latents: Latents, columns: int) -> None:
         else:
             pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
             codes = {f"codes.{name}": values.numpy() for name, values in latents.codes.items()}
-            np.savez_compressed(path, images=pixels, **codes)
+            np.savez_compressed(path, images=pixels, **codes)  # type: ignore[arg-type]
     except OSError as error:
         raise ConfigError(f"--out {path}: cannot be written ({error.strerror})") from None
 
@@ -110,12 +116,16 @@ def main(argv: list[str] | None = None) -> None:
         prog="generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder or a checkpoint folder")
-    parser.add_argument("words", metavar="key=value", nargs="*", help="codes.NAME, grid, traverse, step, seed")
+    parser.add_argument(
+        "words", metavar="key=value", nargs="*", help="codes.NAME, grid, traverse, step, seed"
+    )
     parser.add_argument("--out", type=Path, help="PNG grid, or NPZ of images and codes [RUN/samples.png]")
     arguments = parser.parse_intermixed_args(argv)
     with one_line_errors():
         request = parse_request(arguments.words)
-        out = arguments.out or arguments.run / (f"traverse_{request.traverse}.png" if request.traverse else "samples.png")
+        out = arguments.out or arguments.run / (
+            f"traverse_{request.traverse}.png" if request.traverse else "samples.png"
+        )
         if out.suffix not in (".png", ".npz"):
             raise ConfigError(f"--out {out}: the name must end in .png or .npz")
         checkpoint = require(arguments.run, request.step)

@@ -46,7 +46,9 @@ def make_shards(source: Source, out: Path, shards: int | None = None, seed: int 
         wanted = -(-source.count * first.nbytes // SHARD_BYTES)
         shards = -(-max(wanted, 1) // DEFAULT_SHARDS) * DEFAULT_SHARDS
     if not 0 < shards <= source.count:
-        raise DataError(f"{source.name}: {source.count} images cannot fill {shards} shards; use --shards {source.count}")
+        raise DataError(
+            f"{source.name}: {source.count} images cannot fill {shards} shards; use --shards {source.count}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     shuffled = permutation(seed, "make_shards", 0, source.count)
     progress = tqdm(total=source.count, desc=f"shards of {source.name}", unit="image")
@@ -55,7 +57,9 @@ def make_shards(source: Source, out: Path, shards: int | None = None, seed: int 
         for i in rows:
             image, label = source.read(int(i))
             if image.shape != first.shape:
-                raise DataError(f"{source.name}: image {i} is {list(image.shape)}, the first {list(first.shape)}")
+                raise DataError(
+                    f"{source.name}: image {i} is {list(image.shape)}, the first {list(first.shape)}"
+                )
             progress.update()
             yield f"{i:09d}", image, label
 
@@ -63,7 +67,9 @@ def make_shards(source: Source, out: Path, shards: int | None = None, seed: int 
         parts = np.array_split(shuffled, shards)
         written = [write_shard(out / f"{i:06d}.tar", samples(rows)) for i, rows in enumerate(parts)]
     channels, height, width = first.shape
-    manifest = Manifest(source.name, (channels, height, width), source.label_names, written, location=str(out))
+    manifest = Manifest(
+        source.name, (channels, height, width), source.label_names, written, location=str(out)
+    )
     save_manifest(manifest, out)
     return manifest
 
@@ -118,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="SOURCE")
     five = kinds.add_parser("mnist5k", help="5,000 real MNIST digits that a package carries: no network")
     full = kinds.add_parser("mnist", help="MNIST from its four IDX files, or downloaded")
-    full.add_argument("--from", dest="source", type=Path, help="folder of the IDX files [else they are downloaded]")
+    full.add_argument(
+        "--from", dest="source", type=Path, help="folder of the IDX files [else they are downloaded]"
+    )
     full.add_argument("--split", choices=("train", "test"), default="train")
     pictures = kinds.add_parser("folder", help="pictures in class folders (cats/001.jpg), or in one folder")
     pictures.add_argument("--from", dest="source", type=Path, required=True, help="the folder")
@@ -131,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     for kind in (five, full, pictures, tars):
         kind.add_argument("--out", type=Path, help="folder of the shard set [shards/SOURCE]")
     for kind in (five, full, pictures):
-        kind.add_argument("--shards", type=int, help="their number; a multiple of data.lanes is best [by size]")
+        kind.add_argument(
+            "--shards", type=int, help="their number; a multiple of data.lanes is best [by size]"
+        )
         kind.add_argument("--seed", type=int, default=0, help="of the shuffle [0]")
     return parser
 
@@ -161,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         out = arguments.out or Path("shards") / name
         if (out / MANIFEST).exists():
             manifest = load_manifest(os.fspath(out))
-            print(f"{out}: already a shard set of {manifest.samples:,} images; remove the folder to make it anew")
+            print(f"{out}: already a shard set of {manifest.samples:,} images; remove it to make it anew")
             return
         if arguments.kind == "tars":
             manifest = index_tars(arguments.urls, out, arguments.name, _shape(arguments))

@@ -22,8 +22,8 @@ class Generator(nn.Module):
         layers, shape = _stack("networks.generator", config.generator, config, (spec.width,), image_shape)
         if shape != image_shape:
             raise ConfigError(
-                f"networks.generator: makes images {list(shape)} (channels, height, width), but the shards hold "
-                f"{list(image_shape)}; change the table, or make shards of that size"
+                f"networks.generator: makes images {list(shape)} (channels, height, width), but the shards "
+                f"hold {list(image_shape)}; change the table, or make shards of that size"
             )
         self.layers = layers
 
@@ -56,6 +56,42 @@ class RecognitionNetwork(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.output(self.layers(features).flatten(1))
+
+
+class DiscriminatorPart(nn.Module):
+    """What the discriminator's step updates: trunk and logit, and Q under q_step=discriminator."""
+
+    def __init__(self, discriminator: Discriminator, recognition: RecognitionNetwork | None, r1: bool):
+        super().__init__()
+        self.discriminator, self.recognition, self.r1 = discriminator, recognition, r1
+
+    def forward(self, real: Tensor | None, fake: Tensor | None) -> dict[str, Tensor]:
+        """Real and fake pass apart, each its own batch to batch norm, under one reduction of gradients."""
+        out: dict[str, Tensor] = {}
+        if real is not None:
+            # R1 differentiates twice, which a compiled network cannot.
+            see = self.discriminator.forward if self.r1 else self.discriminator
+            out["real_features"], out["real_logits"] = see(real)
+        if fake is not None:
+            features, out["fake_logits"] = self.discriminator(fake)
+            if self.recognition is not None:
+                out["parameters"] = self.recognition(features)
+        elif self.recognition is not None:
+            # Real images alone say nothing to Q, but the reduction waits for each of its gradients.
+            nothing = torch.stack([p.sum() for p in self.recognition.parameters()]).sum() * 0.0
+            out["real_logits"] = out["real_logits"] + nothing
+        return out
+
+
+class GeneratorPart(nn.Module):
+    """What the generator's step updates: G, and Q under q_step=generator."""
+
+    def __init__(self, generator: Generator, recognition: RecognitionNetwork | None):
+        super().__init__()
+        self.generator, self.recognition = generator, recognition
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.generator(latents)
 
 
 def build(
@@ -114,12 +150,16 @@ def _layer(
         unflat = [nn.Unflatten(1, target)] if layer.grid else []
         return [*flat, nn.Linear(math.prod(shape), math.prod(target), bias=bias), *unflat], target
     if len(shape) != 3:
-        raise ConfigError(f"{where}: a {layer.kind} needs an image; put a dense layer with grid: true before it")
+        raise ConfigError(
+            f"{where}: a {layer.kind} needs an image; put a dense layer with grid: true before it"
+        )
     make = _conv if layer.kind == "conv" else _deconv
     return make(where, layer, shape, out, bias)
 
 
-def _conv(where: str, layer: LayerConfig, shape: Shape, out: int, bias: bool) -> tuple[list[nn.Module], Shape]:
+def _conv(
+    where: str, layer: LayerConfig, shape: Shape, out: int, bias: bool
+) -> tuple[list[nn.Module], Shape]:
     """Output side = input side / stride, rounded up; padding is even where it can be."""
     sides = tuple(-(-side // layer.stride) for side in shape[1:])
     pads = [max((o - 1) * layer.stride + layer.kernel - i, 0) for o, i in zip(sides, shape[1:], strict=True)]
@@ -131,11 +171,15 @@ def _conv(where: str, layer: LayerConfig, shape: Shape, out: int, bias: bool) ->
     return [pad, nn.Conv2d(shape[0], out, **conv)], (out, *sides)
 
 
-def _deconv(where: str, layer: LayerConfig, shape: Shape, out: int, bias: bool) -> tuple[list[nn.Module], Shape]:
+def _deconv(
+    where: str, layer: LayerConfig, shape: Shape, out: int, bias: bool
+) -> tuple[list[nn.Module], Shape]:
     """Output side = input side * stride."""
     extra = layer.kernel - layer.stride
     if extra < 0:
-        raise ConfigError(f"{where}.kernel: {layer.kernel} leaves gaps at stride {layer.stride}; use {layer.stride} or more")
+        raise ConfigError(
+            f"{where}.kernel: {layer.kernel} leaves gaps at stride {layer.stride}; use {layer.stride} or more"
+        )
     deconv = nn.ConvTranspose2d(
         shape[0], out, layer.kernel, layer.stride, padding=-(-extra // 2), output_padding=extra % 2, bias=bias
     )
@@ -147,8 +191,8 @@ def _grid(where: str, image_shape: Shape, later: list[LayerConfig]) -> Shape:
     scale = math.prod(layer.stride for layer in later if layer.kind == "deconv")
     if any(side % scale for side in image_shape[1:]):
         raise ConfigError(
-            f"{where}.grid: images of {image_shape[1]}x{image_shape[2]} cannot be reached by strides that multiply "
-            f"to {scale}; make shards whose sides are multiples of {scale}"
+            f"{where}.grid: images of {image_shape[1]}x{image_shape[2]} cannot be reached by strides that "
+            f"multiply to {scale}; make shards whose sides are multiples of {scale}"
         )
     return tuple(side // scale for side in image_shape[1:])
 

@@ -68,8 +68,7 @@ def lower_bound(
 
 def information_loss(spec: LatentSpec, bounds: dict[str, Tensor]) -> Tensor:
     """-lambda L_I summed over the codes, each with its own weight lambda (paper, eq. 6)."""
-    terms = [-code.weight * bounds[name].sum() for name, code in spec.codes.items()]
-    return torch.stack(terms).sum() if terms else torch.zeros(())
+    return torch.stack([-code.weight * bounds[name].sum() for name, code in spec.codes.items()]).sum()
 
 
 def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:

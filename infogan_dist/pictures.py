@@ -31,7 +31,9 @@ def sample_latents(spec: LatentSpec, seed: int, count: int) -> Latents:
     return spec.sample(seed, PURPOSE, 0, count)
 
 
-def traversal_latents(spec: LatentSpec, seed: int, variable: str, rows: int, columns: int = 10) -> tuple[Latents, int]:
+def traversal_latents(
+    spec: LatentSpec, seed: int, variable: str, rows: int, columns: int = 10
+) -> tuple[Latents, int]:
     """Latents of a traversal grid, row by row: a row's noise and other codes stay, the variable runs.
 
     Returns:
@@ -74,7 +76,7 @@ def grid(images: Tensor, columns: int) -> np.ndarray:
 
 
 def run_pictures(generator: nn.Module, spec: LatentSpec, seed: int) -> dict[str, np.ndarray]:
-    """What a run draws of itself: 10x10 random samples, and a traversal of each variable, at fixed latents."""
+    """What a run draws of itself at fixed latents: 10x10 random samples, and each variable's traversal."""
     drawn = {"samples": grid(draw(generator, sample_latents(spec, seed, 100)), 10)}
     for variable in spec.variables():
         latents, columns = traversal_latents(spec, seed, variable, rows=10)

@@ -73,7 +73,9 @@ def help_text() -> str:
     """Every field with its type, default and meaning, one a line."""
     rows = list(_describe(Config, ""))
     width = max(len(key) for key, *_ in rows)
-    return "\n".join(f"  {key:{width}}  {meaning} [{kind}; {default}]" for key, kind, default, meaning in rows)
+    return "\n".join(
+        f"  {key:{width}}  {meaning} [{kind}; {default}]" for key, kind, default, meaning in rows
+    )
 
 
 def presets() -> list[Path]:

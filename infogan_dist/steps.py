@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from infogan_dist.codes import Latents, LatentSpec, variable_names
 from infogan_dist.config import Config
 from infogan_dist.engine import Engine, Part, frozen, untracked
-from infogan_dist.networks import Discriminator, Generator, RecognitionNetwork
+from infogan_dist.networks import (
+    Discriminator,
+    DiscriminatorPart,
+    Generator,
+    GeneratorPart,
+    RecognitionNetwork,
+)
 from infogan_dist.objective import (
     fake_loss,
     generator_loss,
@@ -21,42 +27,6 @@ from infogan_dist.objective import (
 )
 
 Terms = dict[str, Tensor]  # numbers of a step by their logged name
-
-
-class DiscriminatorPart(nn.Module):
-    """What the discriminator's step updates: trunk and logit, and Q under q_step=discriminator."""
-
-    def __init__(self, discriminator: Discriminator, recognition: RecognitionNetwork | None, r1: bool):
-        super().__init__()
-        self.discriminator, self.recognition, self.r1 = discriminator, recognition, r1
-
-    def forward(self, real: Tensor | None, fake: Tensor | None) -> dict[str, Tensor]:
-        """Real and fake pass apart, each its own batch to batch norm, under one reduction of gradients."""
-        out: dict[str, Tensor] = {}
-        if real is not None:
-            # R1 differentiates twice, which a compiled network cannot.
-            see = self.discriminator.forward if self.r1 else self.discriminator
-            out["real_features"], out["real_logits"] = see(real)
-        if fake is not None:
-            features, out["fake_logits"] = self.discriminator(fake)
-            if self.recognition is not None:
-                out["parameters"] = self.recognition(features)
-        elif self.recognition is not None:
-            # Real images alone say nothing to Q, but the reduction waits for each of its gradients.
-            nothing = torch.stack([p.sum() for p in self.recognition.parameters()]).sum() * 0.0
-            out["real_logits"] = out["real_logits"] + nothing
-        return out
-
-
-class GeneratorPart(nn.Module):
-    """What the generator's step updates: G, and Q under q_step=generator."""
-
-    def __init__(self, generator: Generator, recognition: RecognitionNetwork | None):
-        super().__init__()
-        self.generator, self.recognition = generator, recognition
-
-    def forward(self, latents: Tensor) -> Tensor:
-        return self.generator(latents)
 
 
 @dataclass
@@ -83,7 +53,9 @@ class TrainState:
     def optimizers(self) -> dict[str, Any]:
         """Adam's and the scalers' state, for a checkpoint."""
         parts = {"d": self.d, "g": self.g}
-        return {n: {"adam": p.optimizer.state_dict(), "scaler": p.scaler.state_dict()} for n, p in parts.items()}
+        return {
+            n: {"adam": p.optimizer.state_dict(), "scaler": p.scaler.state_dict()} for n, p in parts.items()
+        }
 
     def load_optimizers(self, state: dict[str, Any]) -> None:
         for name, part in (("d", self.d), ("g", self.g)):
@@ -116,7 +88,9 @@ class Stepper:
             for network in (generator, discriminator, recognition):
                 network.compile()
         self.q_with_d = self.objective.q_step == "discriminator"
-        d_part = DiscriminatorPart(discriminator, recognition if self.q_with_d else None, self.objective.r1 > 0)
+        d_part = DiscriminatorPart(
+            discriminator, recognition if self.q_with_d else None, self.objective.r1 > 0
+        )
         g_part = GeneratorPart(generator, None if self.q_with_d else recognition)
         self.state = TrainState(
             generator,
@@ -154,7 +128,9 @@ class Stepper:
         state.step += 1
         return {**d_terms, **g_terms}, torch.stack([d_failed, g_failed])
 
-    def discriminator_step(self, real: Tensor, latents: Latents, fake: Tensor | None) -> tuple[Terms, Tensor, Tensor]:
+    def discriminator_step(
+        self, real: Tensor, latents: Latents, fake: Tensor | None
+    ) -> tuple[Terms, Tensor, Tensor]:
         """Lowers L_D, and -lambda L_I too where D's step trains Q.
 
         Under d_updates=split D takes two steps, on the real half batch and then on the fakes of every
@@ -220,7 +196,9 @@ class Stepper:
         for buffer, old in zip(self._tracked, buffers, strict=True):
             buffer.copy_(old)
 
-    def _discriminator_loss(self, real: Tensor | None, fake: Tensor | None, latents: Latents, terms: Terms) -> Tensor:
+    def _discriminator_loss(
+        self, real: Tensor | None, fake: Tensor | None, latents: Latents, terms: Terms
+    ) -> Tensor:
         kind, r1 = self.objective.loss, self.objective.r1
         if real is not None and r1 > 0:
             real = real.detach().requires_grad_()
@@ -275,7 +253,9 @@ class Stepper:
         terms: Terms = {}
         for name, code in self.spec.codes.items():
             usage = code.usage(posteriors[name])
-            for variable, shares in zip(variable_names(name, code), [] if usage is None else usage, strict=False):
+            for variable, shares in zip(
+                variable_names(name, code), [] if usage is None else usage, strict=False
+            ):
                 terms.update({f"usage/{variable}.{k}": share for k, share in enumerate(shares)})
         return terms
 

@@ -83,7 +83,10 @@ class WandbMirror(GeneralTracker):
                 self.run = self._init(attempt)
                 break
             except Exception as error:  # a service's trouble, of whatever kind, must not end the training
-                _warn(f"W&B does not start ({error}); " + ("logging offline" if attempt != "offline" else "going on without"))
+                _warn(
+                    f"W&B does not start ({error}); "
+                    + ("logging offline" if attempt != "offline" else "going on without")
+                )
         self._try(lambda run: run.define_metric("*", step_metric="step"))
 
     def _init(self, mode: str) -> Any:
@@ -108,7 +111,11 @@ class WandbMirror(GeneralTracker):
         self._try(lambda run: run.log({"step": step, **values}))
 
     def log_images(self, values: Pictures, step: int | None = None, **kwargs: Any) -> None:
-        self._try(lambda run: run.log({"step": step, **{k: wandb.Image(Image.fromarray(v)) for k, v in values.items()}}))
+        self._try(
+            lambda run: run.log(
+                {"step": step, **{k: wandb.Image(Image.fromarray(v)) for k, v in values.items()}}
+            )
+        )
 
     def finish(self) -> None:
         self._try(lambda run: run.finish())
@@ -207,7 +214,7 @@ def _wandb_mode(mode: str) -> str:
     named = os.environ.get("WANDB_MODE")
     if named in ("online", "offline", "disabled"):
         return named
-    return "online" if wandb.api.api_key else "offline"
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 def _kept_id(path: Path) -> str:

@@ -21,7 +21,9 @@ STOPPED = 75  # EX_TEMPFAIL: asked to stop, saved, to be started again
 def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\nPresets: {', '.join(f'configs/{p.name}' for p in presets())}\n\nKeys:\n{help_text()}")
+        print(
+            f"{__doc__}\nPresets: {', '.join(f'configs/{p.name}' for p in presets())}\n\nKeys:\n{help_text()}"
+        )
         return
     with one_line_errors():
         config = read_config(arguments)
@@ -33,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _summary(config: Config, outcome: Outcome) -> str:
-    lines = [f"{config.run}: {'stopped' if outcome.stopped else 'done'} at step {outcome.step:,}"]
+    how = "stopped" if outcome.stopped else "done"
+    lines = [f"{config.run}: {how} at step {outcome.step:,}, {outcome.images_per_second:,.0f} images/s"]
     for name in config.codes:
         if f"bound/{name}" in outcome.metrics:
             bound, entropy = outcome.metrics[f"bound/{name}"], outcome.metrics[f"entropy/{name}"]

@@ -46,7 +46,13 @@ class Loader:
     """
 
     def __init__(
-        self, manifest: Manifest, order: Order, lanes: range, workers: int = 0, cache_bytes: int = 0, pin: bool = False
+        self,
+        manifest: Manifest,
+        order: Order,
+        lanes: range,
+        workers: int = 0,
+        cache_bytes: int = 0,
+        pin: bool = False,
     ):
         self.manifest, self.order, self.lanes = manifest, order, lanes
         self.workers, self.cache_bytes, self.pin = workers, cache_bytes, pin
@@ -96,7 +102,7 @@ class Loader:
                 raise block
             if keep:
                 kept[visit.shard] = block
-            yield visit, *block
+            yield visit, block[0], block[1]
 
     def plan(self, step: int) -> Iterator[tuple[Visit, bool, bool]]:
         """The visits in the order of need, and for each whether its shard is fetched, and then kept.

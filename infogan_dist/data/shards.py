@@ -115,7 +115,11 @@ def resolve(manifest: Manifest, shard: Shard) -> str:
     """The URL or path that a shard is read from."""
     if "://" in shard.url or shard.url.startswith("/"):
         return shard.url
-    return urljoin(manifest.location + "/", shard.url) if "://" in manifest.location else f"{manifest.location}/{shard.url}"
+    return (
+        urljoin(manifest.location + "/", shard.url)
+        if "://" in manifest.location
+        else f"{manifest.location}/{shard.url}"
+    )
 
 
 def fetch(url: str) -> bytes:
@@ -162,7 +166,9 @@ def read_shard(manifest: Manifest, index: int) -> Block:
     except FileNotFoundError:
         raise DataError(f"{url}: the shard is missing; restore it, or make the set again") from None
     if len(content) != shard.bytes:
-        raise DataError(f"{url}: {len(content)} bytes where the manifest says {shard.bytes}; restore the shard")
+        raise DataError(
+            f"{url}: {len(content)} bytes where the manifest says {shard.bytes}; restore the shard"
+        )
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         raise DataError(f"{url}: its bytes are not the manifest's (SHA-256 differs); restore the shard")
     images = np.empty((shard.samples, *manifest.image_shape), np.uint8)
@@ -189,7 +195,9 @@ def samples_of(content: bytes, url: str) -> Iterator[tuple[str, dict[str, bytes]
         raise DataError(f"{url}: not a readable tar ({error})") from None
 
 
-def decode_image(member: dict[str, bytes], where: str, shape: tuple[int, int, int] | None, fit: bool) -> np.ndarray:
+def decode_image(
+    member: dict[str, bytes], where: str, shape: tuple[int, int, int] | None, fit: bool
+) -> np.ndarray:
     """The sample's image as uint8 [C, H, W].
 
     Args:
@@ -198,14 +206,18 @@ def decode_image(member: dict[str, bytes], where: str, shape: tuple[int, int, in
     """
     kind = next((k for k in IMAGE_TYPES if k in member), None)
     if kind is None:
-        raise DataError(f"{where}: no image (a member ending in {', '.join(IMAGE_TYPES)}); it has {sorted(member)}")
+        raise DataError(
+            f"{where}: no image (a member ending in {', '.join(IMAGE_TYPES)}); it has {sorted(member)}"
+        )
     try:
         with Image.open(io.BytesIO(member[kind]), formats=("PNG", "JPEG", "WEBP", "BMP")) as image:
             array = as_array(image, shape if fit else None)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}.{kind}: not a readable image ({error})") from None
     if shape is not None and array.shape != shape:
-        raise DataError(f"{where}.{kind}: an image of shape {list(array.shape)} where {list(shape)} is promised")
+        raise DataError(
+            f"{where}.{kind}: an image of shape {list(array.shape)} where {list(shape)} is promised"
+        )
     return array
 
 

