@@ -8,8 +8,10 @@ checkpoints/step_00002000/
     files.json         size and SHA-256 of each of these, written last
 """
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -136,10 +138,10 @@ def best(run: Path, config: CheckpointConfig) -> int | None:
         return None
     scored: list[tuple[float, int]] = []
     for folder in step_folders(run):
-        about = json.loads((folder / ABOUT).read_text())
-        value = about["metrics"].get(config.best)
-        if value is not None:
-            scored.append((value if config.best_mode == "max" else -value, about["step"]))
+        with contextlib.suppress(OSError, ValueError, KeyError):  # a broken one is not the best
+            value = json.loads((folder / ABOUT).read_text())["metrics"][config.best]
+            if math.isfinite(value):
+                scored.append((value if config.best_mode == "max" else -value, _step_of(folder)))
     return max(scored)[1] if scored else None
 
 

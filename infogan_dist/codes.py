@@ -170,10 +170,7 @@ class UniformCode(ContinuousCode):
         return torch.linspace(-1, 1, count, dtype=torch.float64)
 
     def parse(self, text: str) -> float:
-        value = _real(text)
-        if not -1 <= value <= 1:
-            raise ValueError("a number from -1 to 1")
-        return value
+        return _real(text, -1, 1)
 
 
 class GaussianCode(ContinuousCode):
@@ -291,11 +288,11 @@ def _whole(text: str, size: int) -> float:
     return float(text)
 
 
-def _real(text: str) -> float:
+def _real(text: str, low: float = -math.inf, high: float = math.inf) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise ValueError("a number")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise ValueError(f"a number from {low} to {high}" if math.isfinite(low) else "a finite number")
     return value

@@ -276,8 +276,6 @@ def _check_ranges(node: Any, prefix: str) -> None:
         for item_key, item in _items(key, value):
             if dataclasses.is_dataclass(item):
                 _check_ranges(item, item_key + ".")
-            elif item == MISSING:
-                raise ConfigError(f"{item_key}: not given; {_allowed(meta)}")
             elif item is not None and not _in_range(item, meta):
                 raise ConfigError(f"{item_key}: {item!r} is refused; {_allowed(meta)}")
 

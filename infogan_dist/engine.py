@@ -18,6 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from infogan_dist.config import PRECISIONS, AdamConfig, Config, check_batch
 from infogan_dist.errors import ConfigError
 
+# DDP's: of buffers that are made equal here; and of a gradient of one row, whose strides mean nothing.
+HARMLESS = (".*broadcast_buffers.*", "Grad strides do not match bucket view strides")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -83,9 +85,9 @@ class Engine:
         optimizer = torch.optim.Adam(
             module.parameters(), adam.lr, (adam.beta1, adam.beta2), adam.eps, fused=True
         )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-            wrapped = self.accelerator.prepare_model(module)
+        for message in HARMLESS:
+            warnings.filterwarnings("ignore", message=message)
+        wrapped = self.accelerator.prepare_model(module)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.fp16)
         return Part(wrapped, optimizer, scaler, adam.clip)
 
@@ -205,9 +207,9 @@ def check_world(config: Config) -> int:
     asked = config.train.processes
     if asked is not None and asked != world:
         raise ConfigError(
-            f"train.processes: {asked} asked for, {world} came up; without GPUs "
-            f"start them by `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked} ...` "
-            f"or `torchrun --nproc-per-node {asked} ...`"
+            f"train.processes: {asked} asked for, {world} came up; without "
+            "GPUs start them by `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+            f"--num_processes {asked} ...` or `torchrun --nproc-per-node {asked} ...`"
         )
     check_batch(config, world)
     return world

@@ -2,8 +2,11 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+GRACE_S = 3  # a process that fails takes the others down: the first one needs time to speak
 
 
 class UserError(Exception):
@@ -39,4 +42,6 @@ def one_line_errors() -> Iterator[None]:
         first = int(os.environ.get("RANK", "0")) == 0
         if first or isinstance(error, DataError):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(GRACE_S)
         sys.exit(error.status)

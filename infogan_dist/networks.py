@@ -180,10 +180,10 @@ def _deconv(
         raise ConfigError(
             f"{where}.kernel: {layer.kernel} leaves gaps at stride {layer.stride}; use {layer.stride} or more"
         )
-    deconv = nn.ConvTranspose2d(
-        shape[0], out, layer.kernel, layer.stride, padding=-(-extra // 2), output_padding=extra % 2, bias=bias
-    )
-    return [deconv], (out, shape[1] * layer.stride, shape[2] * layer.stride)
+    # Half the surplus off each side; where it is odd, one row and one column more off the end.
+    deconv = nn.ConvTranspose2d(shape[0], out, layer.kernel, layer.stride, padding=extra // 2, bias=bias)
+    crop = [nn.ZeroPad2d((0, -1, 0, -1))] if extra % 2 else []
+    return [deconv, *crop], (out, shape[1] * layer.stride, shape[2] * layer.stride)
 
 
 def _grid(where: str, image_shape: Shape, later: list[LayerConfig]) -> Shape:

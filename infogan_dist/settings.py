@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from infogan_dist.config import MISSING, Config, check
 from infogan_dist.errors import ConfigError
@@ -129,7 +129,8 @@ def _merge(base: Any, tree: Any, where: str) -> Any:
     try:
         return OmegaConf.merge(base, tree)
     except ConfigKeyError as error:
-        raise ConfigError(f"{where}: {_unknown(str(error.full_key))}") from None
+        unknown = where.partition("=")[0] if "=" in where else str(error.full_key)
+        raise ConfigError(f"{where}: {_unknown(unknown.removeprefix('--'))}") from None
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{where}: {key}{(error.msg or str(error)).splitlines()[0]}") from None
@@ -138,6 +139,8 @@ def _merge(base: Any, tree: Any, where: str) -> Any:
 def _checked(merged: Any) -> Config:
     try:
         config = OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: not given; see --help for what it may be") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(config, Config)
@@ -147,7 +150,7 @@ def _checked(merged: Any) -> Config:
 
 
 def _unknown(key: str) -> str:
-    known = [row[0] for row in _describe(Config, "")]
+    known = [spec.name for spec in dataclasses.fields(Config)] + [row[0] for row in _describe(Config, "")]
     parts = key.split(".")
     if parts[0] == "codes" and len(parts) > 2:
         known = [k.replace("NAME", parts[1]) for k in known if k.startswith("codes.NAME.")]

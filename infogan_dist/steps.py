@@ -276,11 +276,11 @@ class Stepper:
         The decay starts low, so that the first weights are soon forgotten.
         """
         decay = min(self.config.train.ema_decay, (1 + self.state.step) / (10 + self.state.step))
-        weight = torch.where(bad, 0.0, 1 - decay)
+        weight = (~bad).to(self.engine.dtype) * (1 - decay)
         live = self.state.generator.state_dict()
         for name, mean in self.state.ema.state_dict().items():
             if mean.is_floating_point():
-                mean.lerp_(live[name], weight.to(mean.dtype))
+                mean.lerp_(live[name], weight)
             else:
                 mean.copy_(live[name])
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from tqdm import tqdm
 
 from infogan_dist import checkpoint, tracking
@@ -80,14 +81,13 @@ def _loop(run: Run) -> bool:
                 run.log(clock.window())
                 bar.set_postfix_str(_short(run))
                 watch.look()
-            if flags and any(flags[1:]):
-                watch.fail(flags)
-            if flags and flags[0]:
+            if watch.stop(flags):
                 return True
             if state.step % config.tracking.pictures_every == 0 and state.step < run.total:
                 run.draw()
             if _saves(config, state.step):
                 run.save()
+        watch.stop(run.engine.exchange(torch.zeros(2, device=run.engine.device)))
     return False
 
 
@@ -134,18 +134,27 @@ class _Watch:
         self.low = self.low + 1 if metrics["d/real"] + metrics["d/fake"] < NEAR_ZERO else 0
         if self.low == NEAR_ZERO_WINDOWS and self.run.engine.is_main:
             say(
-                f"warning: the discriminator's loss stays below {NEAR_ZERO} (step {self.run.state.step}): "
-                "the sign of a failed run; a lower optim.discriminator.lr, objective.r1=1 or another seed may help"
+                f"warning: the discriminator's loss stays below {NEAR_ZERO} (step {self.run.state.step}), "
+                "the sign of a failed run; a lower optim.discriminator.lr, objective.r1=1 or another "
+                "seed may help"
             )
 
-    def fail(self, flags: list[float]) -> None:
-        """Ends the run at the same step on all processes. Raises `TrainingError`."""
-        step, names = self.run.state.step - 2, ("discriminator", "generator")
-        which = " and ".join(n for n, flag in zip(names, flags[1:], strict=True) if flag)
+    def stop(self, flags: list[float] | None) -> bool:
+        """Whether the flags, which are of the step before this one, ask all processes to stop.
+
+        Raises:
+            TrainingError: they tell of a loss or a gradient that was not finite.
+        """
+        if flags is None or not any(flags[1:]):
+            return flags is not None and flags[0] > 0
+        which = " and ".join(
+            n for n, flag in zip(("discriminator", "generator"), flags[1:], strict=True) if flag
+        )
         last = checkpoint.find(self.run.folder)
         raise TrainingError(
-            f"step {step}: the {which}'s loss or gradient is not finite; the weights kept no trace of it; "
-            f"last checkpoint: {last.path if last else 'none'}; try lower learning rates, or optim.*.clip=1"
+            f"step {self.run.state.step - 1}: the {which}'s loss or gradient is not finite; the weights "
+            f"kept no trace of it; last checkpoint: {last.path if last else 'none'}; "
+            "try lower learning rates, or optim.*.clip=1"
         )
 
 
@@ -158,7 +167,8 @@ def _headline(run: Run) -> str:
     )
     return (
         f"{config.run}: {run.manifest.samples:,} images of {run.manifest.name}, "
-        f"steps {run.state.step:,} to {run.total:,} of {config.train.batch_size} on {engine.world} x {engine.device.type}; parameters: {sizes}"
+        f"steps {run.state.step:,} to {run.total:,} "
+        f"of {config.train.batch_size} on {engine.world} x {engine.device.type}; parameters: {sizes}"
     )
 
 

@@ -223,6 +223,7 @@ def decode_image(
 
 def as_array(image: Image.Image, shape: tuple[int, int, int] | None) -> np.ndarray:
     """A picture as uint8 [C, H, W]: fitted to `shape`, or as it is, grey where it has no colour channels."""
+    image = ImageOps.exif_transpose(image)
     if shape is None:
         grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
         image = image.convert("L" if grey else "RGB")

@@ -37,15 +37,13 @@ class Source:
         name: the data's name.
         count: how many there are.
         label_names: names of the classes by label; empty without labels.
-        read: the i-th image, uint8 [C, H, W], and its label (-1: none).
-        origin: what it is made of, to tell whether a shard set there was made of the same.
+        read: the i-th image, uint8 [C, H, W], the same shape for all, and its label (-1: none).
     """
 
     name: str
     count: int
     label_names: list[str]
     read: Callable[[int], tuple[np.ndarray, int]]
-    origin: str
 
 
 def mnist5k() -> Source:
@@ -76,10 +74,10 @@ def folder(path: Path, shape: tuple[int, int, int] | None) -> Source:
     """Pictures in class folders (`cats/001.jpg`), or all in one folder, then without labels.
 
     Args:
-        shape: (channels, height, width) to fit them to; None takes the first picture's.
+        shape: (channels, height, width) to fit them to; None: all must be alike.
 
     Raises:
-        DataError: there are none, or one cannot be read.
+        DataError: there are none, one cannot be read, or, when it is read, is unlike the first.
     """
     if not path.is_dir():
         raise DataError(f"{path}: no such folder")
@@ -91,13 +89,20 @@ def folder(path: Path, shape: tuple[int, int, int] | None) -> Source:
         raise DataError(
             f"{path}: some pictures lie in class folders and some beside them; move these into one"
         )
-    target = shape or _read_picture(files[0], None).shape
+    first = _read_picture(files[0], shape).shape
 
     def read(i: int) -> tuple[np.ndarray, int]:
-        label = classes.index(files[i].relative_to(path).parts[0]) if classes else NO_LABEL
-        return _read_picture(files[i], (target[0], target[1], target[2])), label
+        picture = _read_picture(files[i], shape)
+        if picture.shape != first:
+            mode = "grey" if first[0] == 1 else "colour"
+            raise DataError(
+                f"{files[i]}: {list(picture.shape)} (channels, height, width) where "
+                f"{files[0].name} is {list(first)}; "
+                f"fit them all with --size {min(first[1:])} --mode {mode}"
+            )
+        return picture, classes.index(files[i].relative_to(path).parts[0]) if classes else NO_LABEL
 
-    return Source(path.resolve().name, len(files), classes, read, f"folder of {len(files)} as {list(target)}")
+    return Source(path.resolve().name, len(files), classes, read)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -137,7 +142,7 @@ def _mnist_file(folder: Path | None, name: str, digest: str) -> Path:
 def _arrays(name: str, images: np.ndarray, labels: np.ndarray) -> Source:
     if len(images) != len(labels):
         raise DataError(f"{name}: {len(images)} images but {len(labels)} labels")
-    return Source(name, len(images), DIGITS, lambda i: (images[i], int(labels[i])), name)
+    return Source(name, len(images), DIGITS, lambda i: (images[i], int(labels[i])))
 
 
 def _read_picture(path: Path, shape: tuple[int, int, int] | None) -> np.ndarray:

