@@ -17,9 +17,11 @@ class World:
         for rank in range(size):
             engine: Any = SimpleNamespace(world=size, rank=rank, is_main=rank == 0, dtype=torch.float64)
             engine.device = torch.device("cpu")
-            engine.sum = lambda _: sum(m.total for m in self.meters)
-            engine.gather = lambda _: torch.stack([m.total for m in self.meters])  # type: ignore[arg-type]
+            engine.sum, engine.gather = lambda _: self.totals().sum(0), lambda _: self.totals()
             self.meters.append(Meter(engine))
+
+    def totals(self) -> torch.Tensor:
+        return torch.stack([m.total for m in self.meters if m.total is not None])
 
 
 def add(world: World, steps: range) -> None:
