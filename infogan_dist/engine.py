@@ -187,7 +187,7 @@ class Engine:
         if self.device.type == "cuda":
             if work is not None:
                 work.wait()  # orders the streams; the host goes on
-            self._flags = sent.to("cpu", non_blocking=True)
+            self._flags = torch.empty(sent.shape, pin_memory=True).copy_(sent, non_blocking=True)
             self._flags_ready = torch.cuda.Event()
             self._flags_ready.record()
         else:

@@ -20,6 +20,7 @@ from infogan_dist.metrics import Meter
 from infogan_dist.networks import build
 from infogan_dist.pictures import grid, run_pictures
 from infogan_dist.settings import differences, load_config, save_config
+from infogan_dist.state import first_state
 from infogan_dist.steps import Stepper
 
 DRIFT_TO_TELL = 0.05  # passes that lanes over unequal shards may be apart before the user is told
@@ -39,14 +40,15 @@ class Run:
         self.manifest = load_manifest(config.data.shards)
         self.spec = LatentSpec(config.noise, config.codes)
         networks = build(config.networks, self.spec, self.manifest.image_shape, config.seed)
+        _make_folder(self.folder)
         resumed = resume_point(self.folder, config, self.manifest)
         start = resumed or (
             checkpoint.require(Path(config.train.init_from)) if config.train.init_from else None
         )
 
         self.engine = Engine(config)
-        self.stepper = Stepper(config, self.spec, self.engine, networks)
-        self.state, self.meter = self.stepper.state, Meter(self.engine)
+        self.state, self.meter = first_state(config, self.engine, networks), Meter(self.engine)
+        self.stepper = Stepper(config, self.spec, self.engine, self.state)
         self.metrics: dict[str, float] = {}
         self.total = config.length(self.manifest.samples)
         self.loader = self._loader()
@@ -89,7 +91,6 @@ class Run:
         """Writes the resolved config, cuts the logs back to the state's step, starts the trackers."""
         self.engine.listen_for_stop()
         if self.engine.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
             for left in (self.folder / checkpoint.FOLDER).glob(".*.part"):
                 shutil.rmtree(left, ignore_errors=True)
             save_config(self.config, self.folder / checkpoint.CONFIG)
@@ -169,6 +170,13 @@ def resume_point(folder: Path, config: Config, manifest: Manifest) -> Checkpoint
             "choose another folder with run=..., or remove this one"
         )
     return found
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run: {folder} cannot be made ({error.strerror}); set run=FOLDER") from None
 
 
 def say(text: str) -> None:

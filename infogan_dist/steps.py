@@ -1,22 +1,11 @@
 """The discriminator's step and the generator's step: who learns what from which images."""
 
-import copy
-from dataclasses import dataclass
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from infogan_dist.codes import Latents, LatentSpec, variable_names
 from infogan_dist.config import Config
-from infogan_dist.engine import Engine, Part, frozen, untracked
-from infogan_dist.networks import (
-    Discriminator,
-    DiscriminatorPart,
-    Generator,
-    GeneratorPart,
-    RecognitionNetwork,
-)
+from infogan_dist.engine import Engine, frozen, untracked
 from infogan_dist.objective import (
     fake_loss,
     generator_loss,
@@ -25,82 +14,19 @@ from infogan_dist.objective import (
     r1_penalty,
     real_loss,
 )
+from infogan_dist.state import TrainState
 
 Terms = dict[str, Tensor]  # numbers of a step by their logged name
 
 
-@dataclass
-class TrainState:
-    """All that training changes. The networks are the bare ones; the parts wrap them for gradients."""
-
-    generator: Generator
-    discriminator: Discriminator
-    recognition: RecognitionNetwork
-    ema: Generator
-    d: Part
-    g: Part
-    step: int = 0
-
-    def networks(self) -> dict[str, nn.Module]:
-        """The networks by the name that a checkpoint has for them."""
-        return {
-            "generator": self.generator,
-            "discriminator": self.discriminator,
-            "recognition": self.recognition,
-            "generator_ema": self.ema,
-        }
-
-    def optimizers(self) -> dict[str, Any]:
-        """Adam's and the scalers' state, for a checkpoint."""
-        parts = {"d": self.d, "g": self.g}
-        return {
-            n: {"adam": p.optimizer.state_dict(), "scaler": p.scaler.state_dict()} for n, p in parts.items()
-        }
-
-    def load_optimizers(self, state: dict[str, Any]) -> None:
-        for name, part in (("d", self.d), ("g", self.g)):
-            part.optimizer.load_state_dict(state[name]["adam"])
-            if part.scaler.is_enabled() and state[name]["scaler"]:
-                part.scaler.load_state_dict(state[name]["scaler"])
-
-
 class Stepper:
-    """Does steps on a `TrainState`.
+    """Does steps on a `TrainState`."""
 
-    Args:
-        networks: the bare networks, freshly built, on the CPU.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        spec: LatentSpec,
-        engine: Engine,
-        networks: tuple[Generator, Discriminator, RecognitionNetwork],
-    ):
+    def __init__(self, config: Config, spec: LatentSpec, engine: Engine, state: TrainState):
         self.config, self.objective, self.spec, self.engine = config, config.objective, spec, engine
-        generator, discriminator, recognition = (engine.place(n) for n in networks)
-        assert isinstance(generator, Generator)
-        assert isinstance(discriminator, Discriminator)
-        assert isinstance(recognition, RecognitionNetwork)
-        ema = copy.deepcopy(generator).requires_grad_(False)
-        if config.train.compile:
-            for network in (generator, discriminator, recognition):
-                network.compile()
-        self.q_with_d = self.objective.q_step == "discriminator"
-        d_part = DiscriminatorPart(
-            discriminator, recognition if self.q_with_d else None, self.objective.r1 > 0
-        )
-        g_part = GeneratorPart(generator, None if self.q_with_d else recognition)
-        self.state = TrainState(
-            generator,
-            discriminator,
-            recognition,
-            ema,
-            engine.part(d_part, config.optim.discriminator),
-            engine.part(g_part, config.optim.generator),
-        )
-        self._tracked = [b for n in (generator, discriminator, recognition) for b in n.buffers()]
+        self.state, self.q_with_d = state, config.objective.q_step == "discriminator"
+        trained = (state.generator, state.discriminator, state.recognition)
+        self._tracked = [b for network in trained for b in network.buffers()]
 
     def train_step(self, real: Tensor, latents: Latents) -> tuple[Terms, Tensor]:
         """One step of D, one of G, and the average's.
@@ -111,7 +37,8 @@ class Stepper:
 
         Returns:
             The step's terms, and two flags (float32 [2]): whether D's and whether G's loss or gradient was
-            not finite. Where one was not, neither weights, moments, averages nor statistics keep a trace.
+            not finite. A network's step that was leaves no trace in weights, moments, average or statistics,
+            and D's holds back G's.
         """
         before = [b.clone() for b in self._tracked]
         # With one micro-batch the fakes are made once and serve both steps.
@@ -158,7 +85,7 @@ class Stepper:
             norm, this_bad = self.engine.update(self.state.d, bad)
             norms.append(norm)
             bad = bad | this_bad
-        terms["grad_norm/d"] = torch.stack(norms).mean()
+        terms.update(self._norm("d", torch.stack(norms).mean(), bad))
         return terms, bad, self._report(bad, failed)
 
     def generator_step(
@@ -177,7 +104,8 @@ class Stepper:
                 loss = self._generator_loss(self._fake(rows) if fake is None else fake, rows, terms)
                 self.engine.backward(self.state.g, loss)
             failed.append(~loss.detach().isfinite())
-        terms["grad_norm/g"], bad = self.engine.update(self.state.g, blocked)
+        norm, bad = self.engine.update(self.state.g, blocked)
+        terms.update(self._norm("g", norm, bad))
         return terms, bad, self._report(bad, failed)
 
     def warm_up(self, real: Tensor, latents: Latents) -> None:
@@ -297,6 +225,12 @@ class Stepper:
     def _rows(self, total: int, i: int) -> slice:
         size = total // self.config.train.accumulation
         return slice(i * size, (i + 1) * size)
+
+    def _norm(self, name: str, norm: Tensor, bad: Tensor) -> Terms:
+        """The gradients' norm; in fp16 also how often they overflowed, when they count as 0."""
+        if not self.engine.fp16:
+            return {f"grad_norm/{name}": norm}
+        return {f"grad_norm/{name}": torch.where(bad, 0.0, norm), f"overflow/{name}": bad.float()}
 
     def _report(self, bad: Tensor, failed: list[Tensor]) -> Tensor:
         """What the loop is to hear of; of an fp16 overflow, whose losses are finite, nothing."""

@@ -15,6 +15,7 @@ from infogan_dist.codes import Latents, LatentSpec
 from infogan_dist.engine import Engine
 from infogan_dist.networks import build
 from infogan_dist.settings import read_config
+from infogan_dist.state import first_state
 from infogan_dist.steps import Stepper
 from tests.conftest import TINY
 
@@ -37,7 +38,9 @@ def make(tmp_path: Path):
         AcceleratorState._reset_state(reset_partial_state=True)
         config = read_config([str(tmp_path / "tiny.yaml"), "train.precision=fp64", *overrides])
         spec = LatentSpec(config.noise, config.codes)
-        return Stepper(config, spec, Engine(config), build(config.networks, spec, SHAPE, config.seed))
+        engine = Engine(config)
+        state = first_state(config, engine, build(config.networks, spec, SHAPE, config.seed))
+        return Stepper(config, spec, engine, state)
 
     return stepper
 

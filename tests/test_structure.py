@@ -12,7 +12,7 @@ PACKAGE = ROOT / "infogan_dist"
 ORDER = [
     "errors", "streams", "config", "settings", "codes", "networks", "objective",
     "data.shards", "data.order", "data.loader", "data.sources",
-    "engine", "metrics", "checkpoint", "tracking", "pictures", "steps", "run", "trainer",
+    "engine", "metrics", "checkpoint", "tracking", "pictures", "state", "steps", "run", "trainer",
 ]  # fmt: skip
 COMMANDS = ["make_shards", "train", "generate"]  # import any of these, never each other
 ONLY = {

@@ -142,6 +142,7 @@ def test_init_from_starts_from_another_run_s_weights(run_module: Runner, tiny: P
             ["networks.generator=[{kind: dense, out: 1, grid: true}, {kind: deconv, stride: 3}]"],
             "multiples of 3",
         ),
+        (["run=/dev/null/run"], "/dev/null/run cannot be made"),
         (["train.steeps=3"], "did you mean train.steps"),
     ],
 )

@@ -87,12 +87,13 @@ class Order:
         return np.bincount(lane, self.sizes[self._pass(number)], self.lanes).astype(np.int64)
 
     def drift(self) -> float:
-        """How far the lanes are apart after the first pass over shards of unequal sizes, in passes.
+        """How far shards of unequal sizes drive the lanes apart in the first pass, in passes.
 
-        The slowest lane then still has this share of a pass to read, so passes overlap by as much.
+        The lane with the largest shards then ends it by so much later than the one with the smallest.
         """
-        read = self._lane_samples(0)
-        return float(read.max() - read.min()) / max(float(read.mean()), 1.0)
+        places = np.bincount(np.arange(len(self.sizes)) % self.lanes, minlength=self.lanes)
+        ahead = self._lane_samples(0) - places * self.sizes.mean()
+        return float(ahead.max() - ahead.min()) * self.lanes / float(self.sizes.sum())
 
     def visits(self, lane: int, step: int) -> Iterator[Visit]:
         """A lane's stays from global batch `step` on, without end."""

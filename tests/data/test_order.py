@@ -95,4 +95,5 @@ def test_step_ten_million_of_a_billion_samples_is_found_at_once(unequal: bool):
 
 def test_drift_tells_how_far_unequal_shards_drive_the_lanes_apart():
     assert Order(0, [5] * 8, 8, 8).drift() == 0
+    assert Order(0, [5] * 10, 8, 8).drift() == 0
     assert Order(0, [10, 30], 2, 2).drift() == pytest.approx(1.0)  # 30 - 10 over a mean of 20

@@ -62,7 +62,7 @@ def test_quickstart_ends_with_readable_digits_and_says_how_it_went(quickstarted:
         with Image.open(run / f"{name}.png") as picture:
             assert picture.size == (582, 582)
             assert str(run.relative_to(clone) / f"{name}.png") in said
-    # Digits: as near to real ones as real ones are to each other, unlike noise or a blur, and not all the same.
+    # Digits: as near to real ones as these are to each other, unlike noise, and not all alike, unlike a blur.
     shell(". .venv/bin/activate && python -m infogan_dist.generate runs/quickstart --out drawn.npz", clone)
     drawn = np.load(clone / "drawn.npz")["images"][..., 0]
     source = mnist5k()
