@@ -62,7 +62,7 @@ def test_quickstart_ends_with_readable_digits_and_says_how_it_went(quickstarted:
         with Image.open(run / f"{name}.png") as picture:
             assert picture.size == (582, 582)
             assert str(run.relative_to(clone) / f"{name}.png") in said
-    # Digits: as near to real ones as real ones are, which two digits laid over each other are not; nor all alike.
+    # Digits: as near to real ones as those are, which two laid over each other are not; and not all alike.
     command = "python -m infogan_dist.generate runs/quickstart grid=20x25 --out drawn.npz"
     shell(f". .venv/bin/activate && {command}", clone)
     drawn = np.load(clone / "drawn.npz")["images"][..., 0]
