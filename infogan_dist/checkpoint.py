@@ -10,6 +10,7 @@ checkpoints/step_00002000/
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -63,7 +64,9 @@ def save(
         part.mkdir(parents=True)
         for name, network in networks.items():
             save_file(_host_state(network), part / f"{name}.safetensors")
-        torch.save(optimizers, part / OPTIMIZERS)
+        state = io.BytesIO()  # torch hides what is wrong with a disk that it writes to itself
+        torch.save(optimizers, state)
+        (part / OPTIMIZERS).write_bytes(state.getvalue())
         save_config(config, part / CONFIG)
         (part / ABOUT).write_text(json.dumps(about, indent=1))
         (part / INDEX).write_text(json.dumps({p.name: _digest(p) for p in sorted(part.iterdir())}, indent=1))

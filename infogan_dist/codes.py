@@ -21,6 +21,8 @@ from infogan_dist.config import CodeConfig
 from infogan_dist.errors import ConfigError
 from infogan_dist.streams import uniforms
 
+# Below these gains a code is dead: a share of H(c) for a discrete code, nats for a continuous one.
+DEAD_SHARE, DEAD_NATS = 0.05, 0.05
 LOG_SIGMA_RANGE = (-7.0, 7.0)  # keeps exp(s) and 1/sigma^2 finite in single precision
 
 
@@ -32,6 +34,7 @@ class Code(ABC):
         width: numbers it takes up in the generator's input.
         parameters: numbers that the recognition network gives for it.
         entropy: H of one variable, exact, in nats.
+        least_gain: a gain over `uninformed`, of all variables together, below which the code is dead.
         uninformed: the lower bound of one variable under the best posterior of the same family that
             ignores x: what Q reaches without looking.
     """
@@ -40,6 +43,7 @@ class Code(ABC):
     parameters: int
     entropy: float
     uninformed: float
+    least_gain: float
 
     def __init__(self, config: CodeConfig, variables: int):
         self.kind, self.weight, self.variables = config.kind, config.weight, variables
@@ -81,6 +85,7 @@ class CategoricalCode(Code):
         self.size = config.size
         self.width = self.parameters = config.count * config.size
         self.entropy, self.uninformed = math.log(config.size), 0.0
+        self.least_gain = DEAD_SHARE * self.entropy * self.variables
 
     def from_uniform(self, u: Tensor) -> Tensor:
         return (u * self.size).long().clamp_max(self.size - 1)
@@ -111,6 +116,7 @@ class BernoulliCode(Code):
         super().__init__(config, config.size)
         self.width = self.parameters = config.size
         self.entropy, self.uninformed = math.log(2), 0.0
+        self.least_gain = DEAD_SHARE * self.entropy * self.variables
 
     def from_uniform(self, u: Tensor) -> Tensor:
         return (u >= 0.5).to(u.dtype)
@@ -146,6 +152,7 @@ class ContinuousCode(Code):
         variance = mean_square if config.sigma is None else config.sigma**2
         log_density = -0.5 * math.log(2 * math.pi * variance) - 0.5 * mean_square / variance
         self.uninformed = entropy + log_density
+        self.least_gain = DEAD_NATS
 
     def posterior(self, parameters: Tensor) -> Normal:
         if self.fixed_sigma is not None:

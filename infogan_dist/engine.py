@@ -15,7 +15,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from infogan_dist.config import PRECISIONS, AdamConfig, Config, check_batch
+from infogan_dist.checks import check_batch
+from infogan_dist.config import PRECISIONS, AdamConfig, Config
 from infogan_dist.errors import ConfigError
 
 # DDP's: of buffers that are made equal here; and of a gradient of one row, whose strides mean nothing.
@@ -213,6 +214,11 @@ def check_world(config: Config) -> int:
         )
     check_batch(config, world)
     return world
+
+
+def is_first() -> bool:
+    """Whether this is the main process, before the processes have met."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 GRACE_S = 3  # a process that fails takes the others down: the first one needs time to speak
 
@@ -45,3 +46,15 @@ def one_line_errors() -> Iterator[None]:
         else:
             time.sleep(GRACE_S)
         sys.exit(error.status)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in one line that a file of the run cannot be written; the run ends: its folder is the truth."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); make room and start again: the run goes "
+            "on from its newest checkpoint"
+        ) from None

@@ -11,13 +11,14 @@ import braceexpand
 import numpy as np
 from tqdm import tqdm
 
+from infogan_dist.data.fetch import Store, shown
 from infogan_dist.data.shards import (
     MANIFEST,
+    NO_LABEL,
     Manifest,
     Shard,
     decode_image,
     decode_label,
-    fetch,
     load_manifest,
     samples_of,
     save_manifest,
@@ -70,39 +71,63 @@ def make_shards(source: Source, out: Path, shards: int | None = None, seed: int 
     return manifest
 
 
-def index_tars(urls: list[str], out: Path, name: str, shape: tuple[int, int, int] | None) -> Manifest:
+def index_tars(
+    urls: list[str], out: Path, name: str, shape: tuple[int, int, int] | None, skip_broken: bool = False
+) -> Manifest:
     """Writes the manifest of WebDataset tars that are there already; they stay where they are.
 
     Args:
-        urls: paths and http(s) URLs; `{0000..0099}` and, for paths, `*` are expanded.
+        urls: paths and http(s) or s3 URLs; `{0000..0099}` and, for paths, `*` are expanded.
         shape: fit every image to it when it is read; None: all must be alike.
+        skip_broken: list samples that do not decode too, for a run with data.on_error=skip.
 
     Raises:
-        DataError: a tar is missing or broken, or holds images of different sizes without `shape`.
+        DataError: a tar is missing or broken, or holds a sample that is not as promised.
     """
-    expected, shards, labels = shape, [], set()
+    expected, shards, labels, broken = shape, [], {NO_LABEL}, 0
     for url in tqdm(_expand(urls), desc="reading tars", unit="tar"):
-        place = url if "://" in url else str(Path(url).resolve())
+        place = _stored_url(url)
         try:
-            content = fetch(place)
+            content = Store().read(place)
         except FileNotFoundError:
             raise DataError(f"{place}: no such tar") from None
-        count = 0
-        for key, member in samples_of(content, place):
-            image = decode_image(member, f"{place}, {key}", expected, fit=shape is not None)
+        samples = list(samples_of(content, place))
+        if not samples:
+            raise DataError(f"{place}: holds no samples; leave it out")
+        for key, member in samples:
+            where = f"{place}, {key}"
+            try:
+                image = decode_image(member, where, expected, fit=shape is not None)
+                labels.add(decode_label(member, where))
+            except DataError:
+                if not skip_broken:
+                    raise
+                broken += 1
+                continue
             channels, height, width = image.shape
             expected = expected or (channels, height, width)
-            labels.add(decode_label(member, f"{place}, {key}"))
-            count += 1
-        if count == 0:
-            raise DataError(f"{place}: holds no samples; leave it out")
-        shards.append(Shard(place, count, len(content), hashlib.sha256(content).hexdigest()))
-    assert expected is not None
+        shards.append(Shard(place, len(samples), len(content), hashlib.sha256(content).hexdigest()))
+    if expected is None:
+        raise DataError(f"{', '.join(urls)}: not one sample decodes")
+    if broken:
+        print(f"{broken} samples do not decode: train with data.on_error=skip")
     out.mkdir(parents=True, exist_ok=True)
     names = [str(i) for i in range(max(labels) + 1)]
     manifest = Manifest(name, expected, names, shards, fit=shape is not None, location=str(out))
     save_manifest(manifest, out)
     return manifest
+
+
+def _stored_url(url: str) -> str:
+    """What the manifest says of a tar's place. Raises `DataError` for a URL with credentials in it."""
+    if "://" not in url:
+        return str(Path(url).resolve())
+    if shown(url) != url:
+        raise DataError(
+            f"{shown(url)}: a password or a query would be kept in the manifest for all to read; give "
+            "a URL without (s3:// takes its credentials from the environment)"
+        )
+    return url
 
 
 def _expand(urls: list[str]) -> list[str]:
@@ -128,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     pictures.add_argument("--from", dest="source", type=Path, required=True, help="the folder")
     tars = kinds.add_parser("tars", help="index WebDataset tars that are there already, local or by URL")
     tars.add_argument("urls", nargs="+", help="paths or URLs; {0000..0099} and * are expanded")
+    tars.add_argument("--skip-broken", action="store_true", help="list samples that do not decode too")
     tars.add_argument("--name", default="tars", help="the data's name")
     for kind in (pictures, tars):
         kind.add_argument("--size", type=int, help="sides in pixels that images are scaled and cropped to")
@@ -170,7 +196,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{out}: already a shard set of {manifest.samples:,} images; remove it to make it anew")
             return
         if arguments.kind == "tars":
-            manifest = index_tars(arguments.urls, out, arguments.name, _shape(arguments))
+            manifest = index_tars(
+                arguments.urls, out, arguments.name, _shape(arguments), arguments.skip_broken
+            )
         else:
             manifest = make_shards(_source(arguments), out, arguments.shards, arguments.seed)
         channels, height, width = manifest.image_shape

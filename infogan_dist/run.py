@@ -1,8 +1,10 @@
 """A run set up: its data, networks and state, what it logs, draws and saves."""
 
+import fcntl
 import shutil
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from tqdm import tqdm
@@ -11,11 +13,12 @@ from infogan_dist import __version__, checkpoint, tracking
 from infogan_dist.checkpoint import Checkpoint
 from infogan_dist.codes import LatentSpec
 from infogan_dist.config import Config
+from infogan_dist.data.fetch import Store
 from infogan_dist.data.loader import Batch, Loader
 from infogan_dist.data.order import Order
 from infogan_dist.data.shards import Manifest, load_manifest
-from infogan_dist.engine import Engine, check_world
-from infogan_dist.errors import ConfigError
+from infogan_dist.engine import Engine, check_world, is_first
+from infogan_dist.errors import ConfigError, writing
 from infogan_dist.metrics import Meter
 from infogan_dist.networks import build
 from infogan_dist.pictures import grid, run_pictures
@@ -23,6 +26,7 @@ from infogan_dist.settings import differences, load_config, save_config
 from infogan_dist.state import first_state
 from infogan_dist.steps import Stepper
 
+LOCK = ".lock"  # held by the main process of the run that a folder belongs to
 DRIFT_TO_TELL = 0.05  # passes that lanes over unequal shards may be apart before the user is told
 
 
@@ -41,6 +45,7 @@ class Run:
         self.spec = LatentSpec(config.noise, config.codes)
         networks = build(config.networks, self.spec, self.manifest.image_shape, config.seed)
         _make_folder(self.folder)
+        self._lock = _only_run_in(self.folder) if is_first() else None
         resumed = resume_point(self.folder, config, self.manifest)
         start = resumed or (
             checkpoint.require(Path(config.train.init_from)) if config.train.init_from else None
@@ -69,7 +74,10 @@ class Run:
         own = config.data.lanes // engine.world
         lanes = range(engine.rank * own, (engine.rank + 1) * own)
         pin = engine.device.type == "cuda"
-        return Loader(self.manifest, order, lanes, config.data.workers, config.data.cache_mib * 2**20, pin)
+        skip = config.data.on_error == "skip"
+        kept = config.data.cache_mib * 2**20
+        store = _store(config)
+        return Loader(self.manifest, order, lanes, config.data.workers, kept, pin, skip, store)
 
     def _resume(self, resumed: Checkpoint) -> None:
         self.state.load_optimizers(checkpoint.load_optimizers(resumed))
@@ -93,7 +101,8 @@ class Run:
         if self.engine.is_main:
             for left in (self.folder / checkpoint.FOLDER).glob(".*.part"):
                 shutil.rmtree(left, ignore_errors=True)
-            save_config(self.config, self.folder / checkpoint.CONFIG)
+            with writing(self.folder / checkpoint.CONFIG):
+                save_config(self.config, self.folder / checkpoint.CONFIG)
             tracking.cut_back(self.folder, self.state.step)
         tracking.open_trackers(self.engine.accelerator, self.config, self.folder)
 
@@ -105,15 +114,22 @@ class Run:
         first = self.state.step * config.train.batch_size + engine.rank * count
         latents = self.spec.sample(config.seed, "latents", first, count, engine.dtype).to(engine.device)
         terms, flags = self.stepper.train_step(images, latents)
-        self.meter.add(terms)
+        terms["data/substituted"] = batch.substituted.to(engine.device, engine.dtype).mean()
+        self.meter.add(terms, dict(zip(("nonfinite/d", "nonfinite/g"), flags, strict=True)))
         return flags
 
     def log(self, timing: dict[str, float]) -> None:
         """Reduces the window's metrics over all processes and hands them to the trackers."""
         entropy = {f"entropy/{n}": c.entropy * c.variables for n, c in self.spec.codes.items()}
         rates = {"lr/d": self.config.optim.discriminator.lr, "lr/g": self.config.optim.generator.lr}
-        self.metrics = {**self.meter.mean(), **entropy, **rates}
+        self.metrics = {**self.meter.window(), **entropy, **rates}
+        self.metrics |= {f"dead/{n}": float(self._is_dead(n)) for n in self.spec.codes}
         self.engine.accelerator.log({**self.metrics, **timing}, step=self.state.step)
+
+    def _is_dead(self, name: str) -> bool:
+        """Whether the images show next to nothing of a code that had time to be learned."""
+        code, gain = self.spec.codes[name], self.metrics[f"gain/{name}"]
+        return self.state.step >= self.config.train.warm_up and gain < code.least_gain
 
     def draw(self) -> None:
         """Draws the averaged generator's pictures, on the main process."""
@@ -172,11 +188,34 @@ def resume_point(folder: Path, config: Config, manifest: Manifest) -> Checkpoint
     return found
 
 
+def _store(config: Config) -> Store:
+    folder, size = config.data.disk_cache, int(config.data.disk_cache_gib * 2**30)
+    return Store() if folder is None else Store(Path(folder), size)
+
+
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run: {folder} cannot be made ({error.strerror}); set run=FOLDER") from None
+
+
+def _only_run_in(folder: Path) -> TextIO:
+    """Holds the folder for this process; the kernel lets go of it however the process ends.
+
+    Raises:
+        ConfigError: another run holds it, or nothing can be written there.
+    """
+    try:
+        lock = (folder / LOCK).open("a+")
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"run: {folder} belongs to a run that is still going; wait for it, or set run=FOLDER"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"run: {folder} cannot be written ({error.strerror}); set run=FOLDER") from None
+    return lock
 
 
 def say(text: str) -> None:

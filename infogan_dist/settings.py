@@ -12,7 +12,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from infogan_dist.config import MISSING, Config, check
+from infogan_dist.checks import check
+from infogan_dist.config import MISSING, Config
 from infogan_dist.errors import ConfigError
 
 PACKAGE = Path(__file__).parent

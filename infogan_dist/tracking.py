@@ -7,8 +7,10 @@
 import json
 import math
 import os
+import queue
 import secrets
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,14 @@ from accelerate.tracking import get_available_trackers as installed_trackers
 from PIL import Image
 
 from infogan_dist.config import Config, TrackingConfig
-from infogan_dist.errors import ConfigError
+from infogan_dist.data.fetch import shown
+from infogan_dist.errors import ConfigError, writing
 from infogan_dist.settings import flat
 
 METRICS, TIMING, PICTURES, WANDB_ID = "metrics.jsonl", "timing.jsonl", "pictures", "wandb_id"
 CLOCK = "timing/"  # prefix of values that differ from one run of a config to the next
 WANDB_INIT_TIMEOUT_S = 30
+WANDB_PATIENCE_S = 60  # at the end of a run, for what has not been sent or written yet
 
 Pictures = dict[str, np.ndarray]  # uint8 [height, width, 3] by name
 
@@ -49,23 +53,26 @@ class RunFolderTracker(GeneralTracker):
         metrics = {k: v for k, v in values.items() if not k.startswith(CLOCK)}
         timing = {k.removeprefix(CLOCK): v for k, v in values.items() if k.startswith(CLOCK)}
         for name, line in ((METRICS, metrics), (TIMING, timing)):
-            with (self.folder / name).open("a") as stream:
-                stream.write(json.dumps({"step": step, **{k: _finite(v) for k, v in line.items()}}) + "\n")
+            text = json.dumps({"step": step, **{k: _finite(v) for k, v in line.items()}}) + "\n"
+            with writing(self.folder / name), (self.folder / name).open("a") as stream:
+                stream.write(text)
 
     def log_images(self, values: Pictures, step: int | None = None, **kwargs: Any) -> None:
         folder = self.folder / PICTURES / f"step_{step:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in values.items():
-            path = folder / f"{name.replace('/', '_')}.png"
-            part = path.with_suffix(".part")
-            Image.fromarray(picture).save(part, "png")
-            os.replace(part, path)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, picture in values.items():
+                path = folder / f"{name.replace('/', '_')}.png"
+                part = path.with_suffix(".part")
+                Image.fromarray(picture).save(part, "png")
+                os.replace(part, path)
 
 
 class WandbMirror(GeneralTracker):
-    """A W&B run that mirrors the run folder, and never stops or questions the run it mirrors.
+    """A W&B run that mirrors the run folder, and never stops, slows or questions the run it mirrors.
 
-    Its id is kept in the run folder, so that a resumed run goes on in place.
+    A thread of its own makes all calls, in order; however long W&B takes, training does not wait. The run's
+    id is kept in the run folder, so that a resumed run goes on in place.
     """
 
     name = "wandb"
@@ -75,19 +82,50 @@ class WandbMirror(GeneralTracker):
         super().__init__()
         self.folder, self.config = folder, config
         self.run: Any = None
+        self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
 
     def start(self) -> None:
+        self._thread.start()
+        self._calls.put(self._connect)
+
+    @property
+    def tracker(self) -> Any:
+        return self.run
+
+    def store_init_configuration(self, values: dict) -> None:
+        self._calls.put(lambda: self.run.config.update(values, allow_val_change=True))
+
+    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+        self._calls.put(lambda: self.run.log({"step": step, **values}))
+
+    def log_images(self, values: Pictures, step: int | None = None, **kwargs: Any) -> None:
+        def call() -> None:
+            images = {k: wandb.Image(Image.fromarray(v)) for k, v in values.items()}
+            self.run.log({"step": step, **images})
+
+        self._calls.put(call)
+
+    def finish(self) -> None:
+        """Ends the W&B run; a service that does not answer is left behind after a while."""
+        self._calls.put(lambda: self.run.finish())
+        self._calls.put(None)
+        self._thread.join(WANDB_PATIENCE_S)
+        if self._thread.is_alive():
+            _warn(f"W&B has not finished within {WANDB_PATIENCE_S} s; `wandb sync` may, later")
+
+    def mark_preempting(self) -> None:
+        """Tells a sweep to put this run back into its queue."""
+        self._calls.put(lambda: self.run.mark_preempting())
+
+    def _connect(self) -> None:
         mode = _wandb_mode(self.config.wandb_mode)
-        for attempt in (mode, "offline"):
-            try:
-                self.run = self._init(attempt)
-                break
-            except Exception as error:  # a service's trouble, of whatever kind, must not end the training
-                _warn(
-                    f"W&B does not start ({error}); "
-                    + ("logging offline" if attempt != "offline" else "going on without")
-                )
-        self._try(lambda run: run.define_metric("*", step_metric="step"))
+        try:
+            self.run = self._init(mode)
+        except Exception as error:  # a service's trouble, of whatever kind
+            _warn(f"W&B does not start ({error}); logging offline")
+            self.run = self._init("offline")
+        self.run.define_metric("*", step_metric="step")
 
     def _init(self, mode: str) -> Any:
         return wandb.init(
@@ -100,38 +138,14 @@ class WandbMirror(GeneralTracker):
             settings=wandb.Settings(init_timeout=WANDB_INIT_TIMEOUT_S, silent=True, console="off"),
         )
 
-    @property
-    def tracker(self) -> Any:
-        return self.run
-
-    def store_init_configuration(self, values: dict) -> None:
-        self._try(lambda run: run.config.update(values, allow_val_change=True))
-
-    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
-        self._try(lambda run: run.log({"step": step, **values}))
-
-    def log_images(self, values: Pictures, step: int | None = None, **kwargs: Any) -> None:
-        self._try(
-            lambda run: run.log(
-                {"step": step, **{k: wandb.Image(Image.fromarray(v)) for k, v in values.items()}}
-            )
-        )
-
-    def finish(self) -> None:
-        self._try(lambda run: run.finish())
-
-    def mark_preempting(self) -> None:
-        """Tells a sweep to put this run back into its queue."""
-        self._try(lambda run: run.mark_preempting())
-
-    def _try(self, call: Callable[[Any], Any]) -> None:
-        if self.run is None:
-            return
-        try:
-            call(self.run)
-        except Exception as error:  # as above
-            _warn(f"W&B fails ({error}); going on without")
-            self.run = None
+    def _work(self) -> None:
+        """Makes the calls until one fails: then W&B is left behind, and what is still asked is dropped."""
+        for call in iter(self._calls.get, None):
+            try:
+                call()
+            except Exception as error:  # as above
+                _warn(f"W&B fails ({error}); going on without")
+                return
 
 
 class TensorBoardMirror(TensorBoardTracker):
@@ -167,7 +181,8 @@ def open_trackers(accelerator: Accelerator, config: Config, folder: Path) -> Non
     }
     mirrors = [own[name]() if name in own else name for name in dict.fromkeys(config.tracking.trackers)]
     accelerator.log_with = [RunFolderTracker(folder), *mirrors]  # type: ignore[assignment]
-    simple = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flat(config).items()}
+    public = {**flat(config), "data.shards": shown(config.data.shards)}  # a URL may hold credentials
+    simple = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in public.items()}
     accelerator.init_trackers(config.tracking.project, config=simple)
 
 
@@ -192,8 +207,9 @@ def cut_back(folder: Path, step: int) -> None:
         if path.is_file():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             part = path.with_suffix(".part")
-            part.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(part, path)
+            with writing(path):
+                part.write_text("".join(f"{line}\n" for line in kept))
+                os.replace(part, path)
 
 
 def _step_of(line: str) -> float:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from tqdm import tqdm
 from infogan_dist import checkpoint, tracking
 from infogan_dist.config import Config
 from infogan_dist.data.loader import Batch
-from infogan_dist.errors import TrainingError
+from infogan_dist.errors import DataError, TrainingError
 from infogan_dist.run import Run, say
 
 NEAR_ZERO, NEAR_ZERO_WINDOWS = 0.05, 3  # D's loss in nats, and windows in a row, that mean G has lost
@@ -46,7 +47,8 @@ def train(config: Config) -> Outcome:
         say(_headline(run))
     start, first = time.perf_counter(), run.state.step
     try:
-        stopped = _loop(run)
+        with _loading_told():
+            stopped = _loop(run)
         run.save()
         if not stopped:
             run.draw()
@@ -91,6 +93,18 @@ def _loop(run: Run) -> bool:
     return False
 
 
+@contextmanager
+def _loading_told() -> Iterator[None]:
+    """Says in one line that a loading subprocess was killed, which the DataLoader raises wherever we are."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        said = f"data.workers: a loading subprocess ended ({error}); start again to go on"
+        raise DataError(said) from None
+
+
 def _saves(config: Config, step: int) -> bool:
     every = (config.checkpoint.every, config.checkpoint.keep_every)
     return any(n is not None and step % n == 0 for n in every)
@@ -127,17 +141,32 @@ class _Watch:
 
     def __init__(self, run: Run):
         self.run, self.low = run, 0
+        self.told: set[str] = set()
 
     def look(self) -> None:
-        """Warns, once, of a discriminator that has won: its loss stays near 0 and G learns nothing more."""
+        """Warns, once each, of codes that are dead, and of a discriminator that has won.
+
+        Its loss then stays near 0, and G learns nothing more.
+        """
         metrics = self.run.metrics
+        for name in self.run.spec.codes:
+            if metrics[f"dead/{name}"]:
+                self._tell(
+                    f"the images show next to nothing of code {name} (step {self.run.state.step}, gain "
+                    f"{metrics[f'gain/{name}']:.3f} nats); a larger codes.{name}.weight may help"
+                )
         self.low = self.low + 1 if metrics["d/real"] + metrics["d/fake"] < NEAR_ZERO else 0
-        if self.low == NEAR_ZERO_WINDOWS and self.run.engine.is_main:
-            say(
-                f"warning: the discriminator's loss stays below {NEAR_ZERO} (step {self.run.state.step}), "
-                "the sign of a failed run; a lower optim.discriminator.lr, objective.r1=1 or another "
-                "seed may help"
+        if self.low == NEAR_ZERO_WINDOWS:
+            self._tell(
+                f"the discriminator's loss stays below {NEAR_ZERO} (step {self.run.state.step}), the sign "
+                "of a failed run; a lower optim.discriminator.lr, objective.r1=1 or another seed may help"
             )
+
+    def _tell(self, text: str) -> None:
+        kind = text.partition(" (step")[0]
+        if kind not in self.told and self.run.engine.is_main:
+            say(f"warning: {text}")
+        self.told.add(kind)
 
     def stop(self, flags: list[float] | None) -> bool:
         """Whether the flags, which are of the step before this one, ask all processes to stop.
@@ -145,8 +174,10 @@ class _Watch:
         Raises:
             TrainingError: they tell of a loss or a gradient that was not finite.
         """
-        if flags is None or not any(flags[1:]):
-            return flags is not None and flags[0] > 0
+        if flags is None:
+            return False
+        if not any(flags[1:]) or self.run.config.train.on_nonfinite == "skip":
+            return flags[0] > 0
         which = " and ".join(
             n for n, flag in zip(("discriminator", "generator"), flags[1:], strict=True) if flag
         )

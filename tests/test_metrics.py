@@ -30,7 +30,8 @@ def add(world: World, steps: range) -> None:
     for s in steps:
         for rank, meter in enumerate(world.meters):
             tilt = rank - (size - 1) / 2
-            meter.add({"a": torch.tensor(s + tilt).double(), "b": torch.tensor(s**2 - tilt).double()})
+            terms = {"a": torch.tensor(s + tilt).double(), "b": torch.tensor(s**2 - tilt).double()}
+            meter.add(terms, {"void": torch.tensor(0.0)})
 
 
 @pytest.mark.parametrize("before", [1, 2, 4])
@@ -42,7 +43,7 @@ def test_a_window_is_the_mean_whoever_fills_it(before: int, after: int):
     for meter in second.meters:
         meter.load(state)
     add(second, range(3, 5))
-    assert second.meters[0].mean() == pytest.approx({"a": 2.0, "b": 6.0})
+    assert second.meters[0].window() == pytest.approx({"a": 2.0, "b": 6.0, "void": 0.0})
 
 
 def test_an_empty_window_is_kept_empty():
@@ -50,5 +51,15 @@ def test_an_empty_window_is_kept_empty():
     state = world.meters[0].state()
     world.meters[0].load(state)
     add(world, range(2))
-    assert world.meters[0].mean() == {"a": 0.5, "b": 0.5}
+    assert world.meters[0].window() == {"a": 0.5, "b": 0.5, "void": 0.0}
     assert world.meters[0].state()["rows"] == []
+
+
+def test_void_steps_are_counted_and_leave_no_trace_in_the_means():
+    world = World(2)
+    add(world, range(2))
+    for meter in world.meters:
+        broken = torch.tensor(float("nan"))
+        meter.add({"a": broken, "b": broken}, {"void": torch.tensor(1.0)})
+    add(world, range(2, 4))
+    assert world.meters[0].window() == pytest.approx({"a": 1.5, "b": 3.5, "void": 1.0})

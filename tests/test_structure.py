@@ -10,8 +10,8 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "infogan_dist"
 # A module imports only from those above it.
 ORDER = [
-    "errors", "streams", "config", "settings", "codes", "networks", "objective",
-    "data.shards", "data.order", "data.loader", "data.sources",
+    "errors", "streams", "config", "checks", "settings", "codes", "networks", "objective",
+    "data.cache", "data.fetch", "data.shards", "data.order", "data.loader", "data.sources",
     "engine", "metrics", "checkpoint", "tracking", "pictures", "state", "steps", "run", "trainer",
 ]  # fmt: skip
 COMMANDS = ["make_shards", "train", "generate"]  # import any of these, never each other

@@ -2,8 +2,11 @@
 
 import json
 import struct
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 from infogan_dist import tracking
 from infogan_dist.config import TrackingConfig
 from infogan_dist.errors import ConfigError
+from infogan_dist.settings import read_config
 from tests.conftest import Runner, read_metrics
 
 BLOCK, HEADER = 32768, 7
@@ -107,23 +111,51 @@ def test_a_wandb_that_refuses_never_stops_a_run(
     mirror.log_images({"p": np.zeros((2, 2, 3), np.uint8)}, step=1)
     mirror.finish()
     assert asked == ["online", "offline"]
-    assert capsys.readouterr().err.count("warning: W&B does not start") == 2
+    said = capsys.readouterr().err
+    assert "warning: W&B does not start (service unavailable); logging offline" in said
+    assert "warning: W&B fails (service unavailable); going on without" in said
 
 
-def test_a_wandb_that_breaks_later_is_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_wandb_that_breaks_later_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     class Broken:
         calls = 0
+
+        def define_metric(self, *args, **kwargs):
+            pass
 
         def log(self, values):
             self.calls += 1
             raise BrokenPipeError("gone")
 
-    mirror = tracking.WandbMirror(tmp_path, TrackingConfig())
-    mirror.run = broken = Broken()
+    broken = Broken()
+    monkeypatch.setattr(tracking.wandb, "init", lambda **options: broken)
+    mirror = tracking.WandbMirror(tmp_path, TrackingConfig(wandb_mode="offline"))
+    mirror.start()
     for step in range(3):
         mirror.log({"x": 1.0}, step=step)
+    mirror.finish()
     assert broken.calls == 1
     assert "going on without" in capsys.readouterr().err
+
+
+def test_a_wandb_that_hangs_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    hanging = threading.Event()
+    monkeypatch.setattr(tracking.wandb, "init", lambda **options: hanging.wait())
+    monkeypatch.setattr(tracking, "WANDB_PATIENCE_S", 0.3)
+    mirror = tracking.WandbMirror(tmp_path, TrackingConfig(wandb_mode="online"))
+    start = time.monotonic()
+    mirror.start()
+    for step in range(100):
+        mirror.log({"x": 1.0}, step=step)
+    assert time.monotonic() - start < 0.2  # nothing waited
+    mirror.finish()
+    assert time.monotonic() - start < 2
+    assert "has not finished within" in capsys.readouterr().err
+    hanging.set()
 
 
 def test_numbers_that_json_lacks_are_null(tmp_path: Path):
@@ -135,3 +167,31 @@ def test_numbers_that_json_lacks_are_null(tmp_path: Path):
 def test_unknown_trackers_are_refused():
     with pytest.raises(ConfigError, match=r"mlfloww.*wandb"):
         tracking.check_trackers(TrackingConfig(trackers=["mlfloww"]))
+
+
+def test_credentials_in_a_url_do_not_reach_w_and_b(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    sent: dict[str, Any] = {}
+
+    class Run:
+        config = SimpleNamespace(update=lambda values, **kwargs: sent.update(values))
+
+        def define_metric(self, *args, **kwargs):
+            pass
+
+        def finish(self):
+            pass
+
+    monkeypatch.setattr(tracking.wandb, "init", lambda **options: Run())
+    config = read_config(["configs/quickstart.yaml", "data.shards=https://me:secret@host/set?key=secret"])
+    accelerator: Any = SimpleNamespace(is_main_process=True)
+    accelerator.init_trackers = lambda project, config: start(accelerator.log_with, config)
+
+    def start(trackers: list[Any], config: dict) -> None:
+        for tracker in trackers:
+            tracker.start()
+            tracker.store_init_configuration(config)
+            tracker.finish()
+
+    tracking.open_trackers(accelerator, config, tmp_path)
+    assert sent["data.shards"] == "https://host/set"
+    assert "secret" not in str(sent)

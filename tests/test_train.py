@@ -177,6 +177,67 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_term(run_module: R
     assert "last checkpoint: none" in said
 
 
+def test_steps_that_are_not_finite_can_be_skipped_and_counted(run_module: Runner, tiny: Path, tmp_path: Path):
+    options = [
+        tiny,
+        "networks.init_std=1e30",
+        "train.on_nonfinite=skip",
+        "train.log_every=2",
+        "train.steps=4",
+    ]
+    run_module("train", *options)
+    run_module("train", *options, f"run={tmp_path}/first", "train.steps=0")
+    for line in read_metrics(tmp_path / "run"):
+        assert (line["nonfinite/d"], line["nonfinite/g"]) == (2, 2)
+        assert line["d/loss"] is None  # no step of the window was valid
+    trained, first = weights(tmp_path / "run", 4), weights(tmp_path / "first", 0)
+    assert same_weights(trained, first)
+
+
+def test_a_dead_code_is_warned_of_once_after_the_warm_up(run_module: Runner, tiny: Path, tmp_path: Path):
+    done = run_module("train", tiny, "codes.style.weight=0", "train.warm_up=4", "train.steps=8")
+    assert done.stderr.count("warning: the images show next to nothing of code style (step 4") == 1
+    assert [m["dead/style"] for m in read_metrics(tmp_path / "run")] == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_goes_on(
+    run_module: Runner, tiny: Path, tmp_path: Path
+):
+    first = Started(tmp_path, "train", tiny, "train.steps=100000")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "belongs to a run that is still going" in line_of(run_module("train", tiny, status=2))
+    first.send(signal.SIGKILL)
+    first.wait()
+    run_module("train", tiny, "train.steps=3", f"run={tmp_path}/other")
+    run_module("train", tiny)  # whatever ended the first, the folder is free again
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(
+    run_module: Runner, tiny: Path, tmp_path: Path, processes: int
+):
+    options = [tiny, "train.log_every=10", "checkpoint.every=25", "train.steps=400"]
+    run = tmp_path / "killed"
+    for step in (60, 200):  # killed twice
+        running = Started(tmp_path, "train", *options, f"run={run}", processes=processes)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not _reached(run, step):
+            time.sleep(0.01)
+        running.send(signal.SIGKILL)
+        running.wait()
+    run_module("train", *options, f"run={run}", processes=processes)
+    run_module("train", *options, f"run={tmp_path}/through", processes=processes)
+    assert same_weights(weights(run, 400), weights(tmp_path / "through", 400))
+    assert (run / "metrics.jsonl").read_bytes() == (tmp_path / "through" / "metrics.jsonl").read_bytes()
+
+
+def _reached(run: Path, step: int) -> bool:
+    path = run / "metrics.jsonl"
+    return path.exists() and path.read_text().count("\n") >= step // 10
+
+
 def test_a_won_discriminator_is_warned_of_once(run_module: Runner, tiny: Path):
     done = run_module(
         "train", tiny, "optim.discriminator.lr=0.05", "optim.generator.lr=1e-9", "train.steps=150"

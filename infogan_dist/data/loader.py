@@ -1,38 +1,84 @@
 """The batches of one process: its lanes' slice of every global batch, from any step on."""
 
 import heapq
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from infogan_dist.data.fetch import NetworkError, Store
 from infogan_dist.data.order import Order, Visit
 from infogan_dist.data.shards import Block, Manifest, read_shard
-from infogan_dist.errors import DataError
+from infogan_dist.errors import DataError, UserError
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A process's slice of a global batch: images uint8 [n, C, H, W], labels int64 [n] (-1: none)."""
+    """A process's slice of a global batch.
+
+    Attributes:
+        images: uint8 [n, C, H, W].
+        labels: int64 [n], -1 where there is none.
+        substituted: bool [n], whether another image took the place of a broken one.
+    """
 
     images: Tensor
     labels: Tensor
+    substituted: Tensor
+
+
+Decoded = tuple[Tensor, Tensor, Tensor, list[str]]  # a Block as tensors
 
 
 class Blocks(Dataset):
-    """Decoded shards by number. A broken one is handed over as its error, to be raised where it is seen."""
+    """Decoded shards by number. A broken one is handed over as its error, to be raised where it is seen.
 
-    def __init__(self, manifest: Manifest):
-        self.manifest = manifest
+    Where broken ones are to be skipped, the next shard of the set that is whole takes a broken one's place.
+    Which one that is depends on the set alone, so that every process and every start sees the same.
+    """
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | DataError:
+    def __init__(self, manifest: Manifest, store: Store, skip: bool):
+        self.manifest, self.store, self.skip = manifest, store, skip
+
+    def __getitem__(self, index: int) -> Decoded | UserError:
         try:
-            block: Block = read_shard(self.manifest, index)
-        except DataError as error:
+            block = self._read(index)
+        except UserError as error:
             return error
-        return torch.from_numpy(block.images), torch.from_numpy(block.labels)
+        return (
+            torch.from_numpy(block.images),
+            torch.from_numpy(block.labels),
+            torch.from_numpy(block.substituted),
+            block.notes,
+        )
+
+    def _read(self, index: int) -> Block:
+        try:
+            return read_shard(self.manifest, index, self.store, self.skip)
+        except NetworkError:
+            raise  # the shard may be whole: it is tried again, never skipped
+        except DataError as error:
+            if not self.skip:
+                raise
+            return self._stand_in(index, error)
+
+    def _stand_in(self, index: int, error: DataError) -> Block:
+        count = len(self.manifest.shards)
+        for other in range(index + 1, index + count):
+            try:
+                block = read_shard(self.manifest, other % count, self.store, skip=True)
+            except NetworkError:
+                raise
+            except DataError:
+                continue
+            size = self.manifest.shards[index].samples
+            rows = np.arange(size) % len(block.images)
+            return Block(block.images[rows], block.labels[rows], np.ones(size, bool), [str(error)])
+        raise error
 
 
 class Loader:
@@ -43,6 +89,8 @@ class Loader:
         workers: subprocesses that fetch and decode ahead; 0 reads when a shard is needed.
         cache_bytes: decoded shards are kept, in the order met, until they fill this.
         pin: put shards and batches into page-locked memory, for copies that the device need not wait for.
+        skip: let others take the place of broken shards and images, instead of raising.
+        store: how shards are fetched; None: without a cache on disk.
     """
 
     def __init__(
@@ -53,9 +101,13 @@ class Loader:
         workers: int = 0,
         cache_bytes: int = 0,
         pin: bool = False,
+        skip: bool = False,
+        store: Store | None = None,
     ):
         self.manifest, self.order, self.lanes = manifest, order, lanes
         self.workers, self.cache_bytes, self.pin = workers, cache_bytes, pin
+        self.blocks = Blocks(manifest, store or Store(), skip)
+        self._noted: set[str] = set()
 
     def batches(self, step: int) -> Iterator[Batch]:
         """Batches `step`, `step + 1`, ... without end. Raises `DataError` where a shard is broken."""
@@ -64,45 +116,53 @@ class Loader:
         current: dict[int, _Stay] = {}
         position = step * share
         while True:
-            parts: list[tuple[Tensor, Tensor]] = []
+            parts: list[tuple[Tensor, ...]] = []
             for lane in self.lanes:
                 taken = 0
                 while taken < share:
                     stay = current.get(lane)
                     if stay is None or stay.left == 0:
-                        visit, images, labels = next(blocks)
+                        visit, block = next(blocks)
                         assert (visit.lane, visit.begin) == (lane, position + taken)
                         rows = torch.from_numpy(self.order.within(visit.place)[visit.offset :])
-                        current[lane] = stay = _Stay(images, labels, rows)
+                        current[lane] = stay = _Stay(block, rows)
                     part = stay.take(share - taken)
                     parts.append(part)
                     taken += len(part[0])
             position += share
             yield self._join(parts)
 
-    def _join(self, parts: list[tuple[Tensor, Tensor]]) -> Batch:
-        images, labels = (torch.cat(side) for side in zip(*parts, strict=True))
-        return Batch(images.pin_memory(), labels.pin_memory()) if self.pin else Batch(images, labels)
+    def _join(self, parts: list[tuple[Tensor, ...]]) -> Batch:
+        joined = [torch.cat(side) for side in zip(*parts, strict=True)]
+        return Batch(*(side.pin_memory() if self.pin else side for side in joined))
 
-    def _blocks(self, step: int) -> Iterator[tuple[Visit, Tensor, Tensor]]:
+    def _blocks(self, step: int) -> Iterator[tuple[Visit, Decoded]]:
         """Each visit with its decoded shard, fetched or kept."""
         fetched = iter(
             DataLoader(
-                Blocks(self.manifest),
+                self.blocks,
                 batch_size=None,
                 sampler=_Fetches(self, step),  # type: ignore[arg-type]
                 num_workers=self.workers,
                 pin_memory=self.pin,
             )
         )
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        kept: dict[int, Decoded] = {}
         for visit, fetch, keep in self.plan(step):
             block = next(fetched) if fetch else kept[visit.shard]
-            if isinstance(block, DataError):
+            if isinstance(block, UserError):
                 raise block
+            self._note(block[3])
             if keep:
                 kept[visit.shard] = block
-            yield visit, block[0], block[1]
+            yield visit, block
+
+    def _note(self, notes: list[str]) -> None:
+        """Says once what was broken and replaced."""
+        for note in notes:
+            if note not in self._noted:
+                print(f"warning: skipped {note}", file=sys.stderr, flush=True)
+        self._noted.update(notes)
 
     def plan(self, step: int) -> Iterator[tuple[Visit, bool, bool]]:
         """The visits in the order of need, and for each whether its shard is fetched, and then kept.
@@ -119,7 +179,7 @@ class Loader:
         room = self.cache_bytes
         channels, height, width = self.manifest.image_shape
         for visit in heapq.merge(*(self.order.visits(lane, step) for lane in self.lanes), key=need):
-            size = int(self.order.sizes[visit.shard]) * (channels * height * width + 8)
+            size = int(self.order.sizes[visit.shard]) * (channels * height * width + 9)
             fetch = visit.shard not in kept
             keep = fetch and size <= room
             if keep:
@@ -147,13 +207,14 @@ class _Fetches(Iterable[int]):
 class _Stay:
     """What a lane still has to read of its current shard."""
 
-    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor):
-        self.images, self.labels, self.rows = images, labels, rows
+    def __init__(self, block: Decoded, rows: Tensor):
+        self.block, self.rows = block, rows
 
     @property
     def left(self) -> int:
         return len(self.rows)
 
-    def take(self, count: int) -> tuple[Tensor, Tensor]:
+    def take(self, count: int) -> tuple[Tensor, ...]:
         rows, self.rows = self.rows[:count], self.rows[count:]
-        return self.images[rows], self.labels[rows]
+        images, labels, substituted, _ = self.block
+        return images[rows], labels[rows], substituted[rows]

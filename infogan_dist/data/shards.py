@@ -5,19 +5,16 @@ import io
 import json
 import os
 import tarfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from urllib.parse import urljoin
 
 import numpy as np
 import webdataset as wds
 from PIL import Image, ImageOps
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from infogan_dist.data.fetch import Store, shown
 from infogan_dist.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -25,7 +22,6 @@ MANIFEST = "manifest.json"
 IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "bmp")
 LABEL_TYPE = "cls"
 NO_LABEL = -1
-HTTP_TIMEOUT_S, HTTP_TRIES = 30, 4
 
 
 @dataclass(frozen=True)
@@ -70,10 +66,19 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Block:
-    """A decoded shard: images uint8 [n, C, H, W] and labels int64 [n], -1 where there is none."""
+    """A decoded shard.
+
+    Attributes:
+        images: uint8 [n, C, H, W].
+        labels: int64 [n], -1 where there is none.
+        substituted: bool [n], whether another image took the place of a broken one.
+        notes: what was broken, one line each.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    substituted: np.ndarray
+    notes: list[str]
 
 
 def load_manifest(location: str) -> Manifest:
@@ -85,7 +90,7 @@ def load_manifest(location: str) -> Manifest:
     base = location.removesuffix(MANIFEST).rstrip("/") or "."
     where = f"{base}/{MANIFEST}"
     try:
-        tree = json.loads(fetch(where))
+        tree = json.loads(Store().read(where))
         shards = [Shard(**s) for s in tree["shards"]]
         channels, height, width = tree["image_shape"]
         shape = (int(channels), int(height), int(width))
@@ -113,75 +118,52 @@ def save_manifest(manifest: Manifest, folder: Path) -> None:
 
 def resolve(manifest: Manifest, shard: Shard) -> str:
     """The URL or path that a shard is read from."""
-    if "://" in shard.url or shard.url.startswith("/"):
-        return shard.url
-    return (
-        urljoin(manifest.location + "/", shard.url)
-        if "://" in manifest.location
-        else f"{manifest.location}/{shard.url}"
-    )
+    whole = "://" in shard.url or shard.url.startswith(("/", "pipe:"))
+    return shard.url if whole else f"{manifest.location}/{shard.url}"
 
 
-def fetch(url: str) -> bytes:
-    """All bytes of a local file or an http(s) URL, which is tried again with growing pauses.
-
-    Raises:
-        FileNotFoundError: there is no such file (or the server says 404).
-        DataError: it cannot be read.
-    """
-    if "://" not in url:
-        try:
-            return Path(url).read_bytes()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise DataError(f"{url}: cannot be read: {error.strerror}") from None
-    if not url.startswith(("http://", "https://")):
-        raise DataError(f"{url}: only files and http(s):// URLs can be read")
-    for attempt in range(HTTP_TRIES):
-        try:
-            with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_S) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            reason = str(error)
-            if error.code == 404:
-                raise FileNotFoundError(url) from None
-        except OSError as error:  # URLError, time-outs and broken connections are all OSErrors
-            reason = str(error)
-        if attempt + 1 < HTTP_TRIES:
-            time.sleep(2.0**attempt)
-    raise DataError(f"{url}: cannot be read after {HTTP_TRIES} tries: {reason}")
-
-
-def read_shard(manifest: Manifest, index: int) -> Block:
+def read_shard(manifest: Manifest, index: int, store: Store | None = None, skip: bool = False) -> Block:
     """Fetches, verifies and decodes a shard.
 
+    Args:
+        store: how its bytes are fetched; None: without a cache.
+        skip: the place of a sample that does not decode is taken by the next one of the shard that does.
+
     Raises:
-        DataError: it is missing, its bytes are not the manifest's, or a member is not an image as promised.
+        NetworkError: it cannot be reached.
+        DataError: it is missing, its bytes are not the manifest's, or a sample is not as promised.
     """
     shard = manifest.shards[index]
     url = resolve(manifest, shard)
     try:
-        content = fetch(url)
+        content = (store or Store()).read(url, shard.bytes, shard.sha256)
     except FileNotFoundError:
-        raise DataError(f"{url}: the shard is missing; restore it, or make the set again") from None
-    if len(content) != shard.bytes:
+        raise DataError(f"{shown(url)}: the shard is missing; restore it, or make the set again") from None
+    samples = list(samples_of(content, shown(url)))
+    if len(samples) != shard.samples:
         raise DataError(
-            f"{url}: {len(content)} bytes where the manifest says {shard.bytes}; restore the shard"
+            f"{shown(url)}: {len(samples)} samples where the manifest says {shard.samples}; "
+            "make the set again"
         )
-    if hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise DataError(f"{url}: its bytes are not the manifest's (SHA-256 differs); restore the shard")
     images = np.empty((shard.samples, *manifest.image_shape), np.uint8)
     labels = np.full(shard.samples, NO_LABEL, np.int64)
-    count = 0
-    for count, (key, member) in enumerate(samples_of(content, url), start=1):
-        if count > shard.samples:
-            break
-        images[count - 1] = decode_image(member, f"{url}, {key}", manifest.image_shape, manifest.fit)
-        labels[count - 1] = decode_label(member, f"{url}, {key}")
-    if count != shard.samples:
-        raise DataError(f"{url}: {count} samples where the manifest says {shard.samples}; make the set again")
-    return Block(images, labels)
+    broken, notes = np.zeros(shard.samples, bool), []
+    for i, (key, member) in enumerate(samples):
+        where = f"{shown(url)}, {key}"
+        try:
+            images[i] = decode_image(member, where, manifest.image_shape, manifest.fit)
+            labels[i] = decode_label(member, where)
+        except DataError as error:
+            if not skip:
+                raise
+            broken[i] = True
+            notes.append(str(error))
+    if broken.all():
+        raise DataError(f"{shown(url)}: not one of its samples is as promised ({notes[0]})")
+    whole = np.flatnonzero(~broken)
+    stand_in = whole[np.searchsorted(whole, np.flatnonzero(broken)) % len(whole)]
+    images[broken], labels[broken] = images[stand_in], labels[stand_in]
+    return Block(images, labels, broken, notes)
 
 
 def samples_of(content: bytes, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -1,16 +1,24 @@
 """What processes read: together the global batch, whoever reads it and however."""
 
+import dataclasses
+import hashlib
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from infogan_dist.data import fetch
 from infogan_dist.data import loader as loader_module
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.order import Order
-from infogan_dist.data.shards import load_manifest, read_shard
+from infogan_dist.data.shards import Block, Manifest, Shard, load_manifest, read_shard
 from infogan_dist.errors import DataError
 from infogan_dist.make_shards import make_shards
 from tests.conftest import images_source, number_of
@@ -72,9 +80,9 @@ def test_labels_stay_with_their_images(small_set: Path):
 def test_every_shard_is_read_by_one_process_a_pass(small_set: Path, monkeypatch: pytest.MonkeyPatch):
     reads: list[int] = []
 
-    def noted(manifest, index):
+    def noted(manifest, index, *rest):
         reads.append(index)
-        return read_shard(manifest, index)
+        return read_shard(manifest, index, *rest)
 
     monkeypatch.setattr(loader_module, "read_shard", noted)
     for passes in (1, 3):
@@ -89,12 +97,12 @@ def test_every_shard_is_read_by_one_process_a_pass(small_set: Path, monkeypatch:
 def test_what_fits_the_cache_is_read_once(small_set: Path, monkeypatch: pytest.MonkeyPatch):
     reads: list[int] = []
 
-    def noted(manifest, index):
+    def noted(manifest, index, *rest):
         reads.append(index)
-        return read_shard(manifest, index)
+        return read_shard(manifest, index, *rest)
 
     monkeypatch.setattr(loader_module, "read_shard", noted)
-    (loader,) = loaders(small_set, 1, cache_bytes=5 * 30 * 72)  # five of the eight decoded shards
+    (loader,) = loaders(small_set, 1, cache_bytes=5 * 30 * 73)  # five of the eight decoded shards
     stream = loader.batches(0)
     for _ in range(15 * 4):
         next(stream)
@@ -128,3 +136,97 @@ def test_batches_are_the_next_samples_of_every_lane(small_set: Path):
         expected += [blocks[visit.shard].images[i] for i in order.within(visit.place)[:2]]
     (loader,) = loaders(small_set, 1)
     assert torch.equal(next(loader.batches(0)).images, torch.stack([torch.from_numpy(i) for i in expected]))
+
+
+@pytest.fixture
+def damaged_set(tmp_path: Path, small_set: Path) -> Path:
+    """`small_set` with a shard missing, one cut short, and one that holds two samples that do not decode."""
+    out = tmp_path / "damaged"
+    shutil.copytree(small_set, out)
+    (out / "000001.tar").unlink()
+    (out / "000004.tar").write_bytes((out / "000004.tar").read_bytes()[:5000])
+    path = out / "000006.tar"
+    parts = path.read_bytes().split(b"\x89PNG")
+    for i in (4, 9):
+        parts[i] = b"no png, " + parts[i][8:]
+    path.write_bytes(b"\x89PNG".join(parts))
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["shards"][6]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
+def test_others_take_the_place_of_what_is_broken_in_every_world(damaged_set: Path, capfd):
+    expected = seen(damaged_set, 1, 0, 45, skip=True)  # three passes
+    for world in (2, 4, 8):
+        assert seen(damaged_set, world, 0, 45, skip=True) == expected
+    assert seen(damaged_set, 1, 0, 45, skip=True, cache_bytes=10**9, workers=1) == expected
+    assert seen(damaged_set, 2, 17, 20, skip=True) == expected[17:37]
+    said = capfd.readouterr().err
+    for what in ("000001.tar: the shard is missing", "000004.tar", "000006.tar, 0"):
+        assert f"warning: skipped {damaged_set}/{what}" in said
+
+
+def test_what_took_a_place_is_counted(damaged_set: Path, small_set: Path):
+    (loader,) = loaders(damaged_set, 1, skip=True)
+    stream = loader.batches(0)
+    batches = [next(stream) for _ in range(15)]
+    substituted = sum(int(b.substituted.sum()) for b in batches)
+    assert substituted == 30 + 30 + 2  # two shards of 30, and two samples
+    numbers = [number_of(i) for b in batches for i, s in zip(b.images, b.substituted, strict=True) if not s]
+    assert len(set(numbers)) == len(numbers) == 240 - substituted  # the others are each seen once
+    (whole,) = loaders(small_set, 1, skip=True)
+    assert not next(whole.batches(0)).substituted.any()
+
+
+def test_what_is_broken_ends_the_run_unless_it_is_to_be_skipped(damaged_set: Path):
+    (loader,) = loaders(damaged_set, 1)
+    with pytest.raises(DataError, match=r"00000[146]\.tar"):
+        [None for _ in zip(range(15), loader.batches(0), strict=False)]
+
+
+def test_an_unreachable_server_is_never_skipped(
+    tmp_path: Path, small_set: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
+    far = dataclasses.replace(load_manifest(str(small_set)), location="http://127.0.0.1:9/set")
+    loader = Loader(far, Order(0, [30] * 8, 8, 16), range(8), skip=True)
+    with pytest.raises(fetch.NetworkError, match=r"127\.0\.0\.1:9/set/00000\d\.tar"):
+        next(loader.batches(0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    lanes=st.sampled_from([2, 4, 8]),
+    share=st.integers(1, 5),
+    start=st.integers(0, 60),
+    cache=st.sampled_from([0, 200, 10**6]),
+)
+def test_any_window_is_the_same_for_every_world_from_any_step(
+    seed: int, sizes: list[int], lanes: int, share: int, start: int, cache: int
+):
+    """What processes see together, in order, over seeds, shard sizes, lanes, worlds, stops and caches."""
+    shards = [Shard(f"{i}", n, 0, "") for i, n in enumerate(sizes)]
+    manifest = Manifest("made", (1, 1, 2), [], shards)
+    starts = np.cumsum([0, *sizes])
+
+    def block(manifest: Manifest, index: int, *rest: object) -> Block:
+        numbers = np.arange(starts[index], starts[index + 1])
+        images = np.stack([numbers // 256, numbers % 256], 1).astype(np.uint8).reshape(-1, 1, 1, 2)
+        return Block(images, numbers, np.zeros(len(numbers), bool), [])
+
+    def window(world: int, first: int, count: int) -> list[list[int]]:
+        order, own = Order(seed, sizes, lanes, lanes * share), lanes // world
+        streams = [
+            Loader(manifest, order, range(r * own, (r + 1) * own), cache_bytes=cache).batches(first)
+            for r in range(world)
+        ]
+        return [[int(n) for s in streams for n in next(s).labels] for _ in range(count)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader_module, "read_shard", block)
+        through = window(1, 0, start + 8)[start:]
+        for world in (1, 2, lanes):
+            assert window(world, start, 8) == through

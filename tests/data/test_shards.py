@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infogan_dist.data import shards as shards_module
 from infogan_dist.data.shards import encode_png, load_manifest, read_shard
 from infogan_dist.errors import DataError
 from infogan_dist.make_shards import index_tars, main, make_shards
@@ -182,12 +181,23 @@ def test_a_set_is_read_over_http_and_its_gaps_are_named(tmp_path: Path, web: str
         load_manifest(f"{web}/nothing")
 
 
-def test_a_server_that_is_down_is_tried_again_and_then_named(monkeypatch: pytest.MonkeyPatch):
-    pauses: list[float] = []
-    monkeypatch.setattr(shards_module.time, "sleep", pauses.append)
-    with pytest.raises(DataError, match="after 4 tries"):
-        load_manifest("http://127.0.0.1:9/set")
-    assert pauses == [1.0, 2.0, 4.0]
+def test_credentials_of_a_url_never_reach_a_manifest(tmp_path: Path):
+    for url in ("http://me:secret@127.0.0.1:9/a.tar", "http://127.0.0.1:9/a.tar?signature=secret"):
+        with pytest.raises(DataError, match="a password or a query would be kept") as error:
+            index_tars([url], tmp_path / "set", "x", None)
+        assert "secret" not in str(error.value)
+
+
+def test_broken_samples_are_indexed_only_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = write_tar(tmp_path / "x.tar", {"a.png": picture(), "b.png": b"no png", "c.png": picture(value=9)})
+    index_tars([str(path)], tmp_path / "set", "x", None, skip_broken=True)
+    assert "1 samples do not decode: train with data.on_error=skip" in capsys.readouterr().out
+    manifest = load_manifest(str(tmp_path / "set"))
+    with pytest.raises(DataError, match=r"b\.png"):
+        read_shard(manifest, 0)
+    block = read_shard(manifest, 0, skip=True)
+    assert block.substituted.tolist() == [False, True, False]
+    assert block.images[:, 0, 0, 0].tolist() == [7, 9, 9]  # the next one's
 
 
 def test_a_second_call_makes_nothing_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

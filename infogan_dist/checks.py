@@ -1,0 +1,101 @@
+"""What of a configuration is refused before anything starts, and how it is said."""
+
+import dataclasses
+import math
+from typing import Any
+
+from infogan_dist.config import CodeConfig, Config
+from infogan_dist.errors import ConfigError
+
+
+def check(config: Config) -> None:
+    """Refuses what no number of processes could run. Raises `ConfigError`."""
+    _check_ranges(config, "")
+    if (config.train.steps is None) == (config.train.epochs is None):
+        given = "both" if config.train.steps is not None else "neither"
+        raise ConfigError(
+            f"train.steps, train.epochs: {given} given; give one of them, such as train.steps=20000"
+        )
+    for name, code in config.codes.items():
+        if code is not None:
+            _check_code(f"codes.{name}", name, code)
+    for name, table in dataclasses.asdict(config.networks).items():
+        if isinstance(table, list) and not table and name != "recognition":
+            raise ConfigError(f"networks.{name}: no layers; start from a preset, such as configs/mnist.yaml")
+    for name in ("generator", "discriminator"):
+        adam = getattr(config.optim, name)
+        if adam.beta1 >= 1 or adam.beta2 >= 1:
+            raise ConfigError(f"optim.{name}: beta1 and beta2 must be below 1")
+    if config.train.ema_decay >= 1:
+        raise ConfigError(
+            f"train.ema_decay: {config.train.ema_decay} must be below 1; 0 takes the last weights"
+        )
+    check_batch(config, world=config.train.processes or 1)
+
+
+def check_batch(config: Config, world: int) -> None:
+    """Refuses a global batch that `world` processes cannot share out evenly. Raises `ConfigError`."""
+    train, lanes = config.train, config.data.lanes
+    if lanes % world:
+        near = " or ".join(str(n) for n in (lanes // world * world, (lanes // world + 1) * world) if n)
+        raise ConfigError(
+            f"data.lanes: {lanes} lanes cannot be dealt to {world} processes; use data.lanes={near}"
+        )
+    split = 2 if config.objective.d_updates == "split" else 1
+    unit = math.lcm(split * lanes, split * world * train.accumulation)
+    if train.batch_size % unit:
+        below = train.batch_size // unit * unit
+        near = " or ".join(str(n) for n in (below, below + unit) if n)
+        raise ConfigError(
+            f"train.batch_size: {train.batch_size} is no multiple of {unit}, which {lanes} lanes, {world} "
+            f"process(es) and {train.accumulation} micro-batch(es) need; use train.batch_size={near}"
+        )
+
+
+def _check_code(key: str, name: str, code: CodeConfig) -> None:
+    if not name.isidentifier() or name == "noise":
+        raise ConfigError(f"{key}: a code's name is one word of letters, digits and _, and not 'noise'")
+    if code.kind == "categorical" and code.size < 2:
+        raise ConfigError(f"{key}.size: {code.size} categories; a categorical code needs 2 or more")
+    if code.kind != "categorical" and code.count != 1:
+        raise ConfigError(f"{key}.count: only for categorical codes; use {key}.size={code.count}")
+    if code.kind in ("categorical", "bernoulli") and code.sigma is not None:
+        raise ConfigError(f"{key}.sigma: only for continuous codes; remove it")
+
+
+def _check_ranges(node: Any, prefix: str) -> None:
+    for spec in dataclasses.fields(node):
+        value, key, meta = getattr(node, spec.name), prefix + spec.name, spec.metadata
+        for item_key, item in _items(key, value):
+            if dataclasses.is_dataclass(item):
+                _check_ranges(item, item_key + ".")
+            elif item is not None and not _in_range(item, meta):
+                raise ConfigError(f"{item_key}: {item!r} is refused; {_allowed(meta)}")
+
+
+def _items(key: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, list):
+        return [(f"{key}[{i}]", v) for i, v in enumerate(value)]
+    if isinstance(value, dict):
+        return [(f"{key}.{k}", v) for k, v in value.items()]
+    return [(key, value)]
+
+
+def _in_range(value: Any, meta: Any) -> bool:
+    if meta["choices"]:
+        return value in meta["choices"]
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if meta["least"] is not None and value < meta["least"]:
+        return False
+    return meta["above"] is None or value > meta["above"]
+
+
+def _allowed(meta: Any) -> str:
+    if meta["choices"]:
+        return "use " + ", ".join(meta["choices"])
+    if meta["least"] is not None:
+        return f"use a finite number from {meta['least']} up"
+    if meta["above"] is not None:
+        return f"use a finite number above {meta['above']}"
+    return "give a finite value"

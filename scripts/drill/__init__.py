@@ -1,0 +1,1 @@
+"""The fault drill's parts; `fault_drill.py` runs them."""
