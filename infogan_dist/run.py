@@ -1,10 +1,10 @@
 """A run set up: its data, networks and state, what it logs, draws and saves."""
 
 import fcntl
+import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from tqdm import tqdm
@@ -200,14 +200,14 @@ def _make_folder(folder: Path) -> None:
         raise ConfigError(f"run: {folder} cannot be made ({error.strerror}); set run=FOLDER") from None
 
 
-def _only_run_in(folder: Path) -> TextIO:
+def _only_run_in(folder: Path) -> int:
     """Holds the folder for this process; the kernel lets go of it however the process ends.
 
     Raises:
         ConfigError: another run holds it, or nothing can be written there.
     """
     try:
-        lock = (folder / LOCK).open("a+")
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(

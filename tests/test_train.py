@@ -207,9 +207,11 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_goes_on(
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert "belongs to a run that is still going" in line_of(run_module("train", tiny, status=2))
-    first.send(signal.SIGKILL)
-    first.wait()
+    try:
+        assert "belongs to a run that is still going" in line_of(run_module("train", tiny, status=2))
+    finally:
+        first.send(signal.SIGKILL)
+        first.wait()
     run_module("train", tiny, "train.steps=3", f"run={tmp_path}/other")
     run_module("train", tiny)  # whatever ended the first, the folder is free again
 
