@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +22,7 @@ from infogan_dist.errors import ConfigError
 
 # DDP's: of buffers that are made equal here; and of a gradient of one row, whose strides mean nothing.
 HARMLESS = (".*broadcast_buffers.*", "Grad strides do not match bucket view strides")
+GLOO_GRACE_S = 0.2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -158,6 +160,10 @@ class Engine:
 
     def close(self) -> None:
         """Ends the trackers and the process group."""
+        if self.world > 1:
+            # gloo's threads need Python's lock to let go of their last tensors; the group's destructor holds
+            # it while it waits for them. So they go first.
+            time.sleep(GLOO_GRACE_S)
         self.accelerator.end_training()
 
     def listen_for_stop(self) -> None:
@@ -181,10 +187,10 @@ class Engine:
         Returns:
             The flags [1 + F] of the step before, the same on all processes; None in the first step.
         """
+        last = self.last_flags()
         asked = torch.full((1,), float(self._stop), device=self.device)
         sent = torch.cat([asked, flags])
         work = dist.all_reduce(sent, dist.ReduceOp.MAX, async_op=True) if self.world > 1 else None
-        before, ready = self._flags, self._flags_ready
         if self.device.type == "cuda":
             if work is not None:
                 work.wait()  # orders the streams; the host goes on
@@ -193,13 +199,19 @@ class Engine:
             self._flags_ready.record()
         else:
             self._flags, self._flags_ready = sent, work
-        if before is None:
+        return last
+
+    def last_flags(self) -> list[float] | None:
+        """The flags of the last exchange, once they are there; after it nothing is under way any more."""
+        flags, ready = self._flags, self._flags_ready
+        self._flags = self._flags_ready = None
+        if flags is None:
             return None
         if isinstance(ready, torch.cuda.Event):
             ready.synchronize()
         elif ready is not None:
             ready.wait()
-        return before.tolist()
+        return flags.tolist()
 
 
 def check_world(config: Config) -> int:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from tqdm import tqdm
 
 from infogan_dist import checkpoint, tracking
@@ -83,13 +82,14 @@ def _loop(run: Run) -> bool:
                 run.log(clock.window())
                 bar.set_postfix_str(_short(run))
                 watch.look()
-            if watch.stop(flags):
+            if watch.stop(flags, state.step - 1):
+                run.engine.last_flags()
                 return True
             if state.step % config.tracking.pictures_every == 0 and state.step < run.total:
                 run.draw()
             if _saves(config, state.step):
                 run.save()
-        watch.stop(run.engine.exchange(torch.zeros(2, device=run.engine.device)))
+    watch.stop(run.engine.last_flags(), state.step)
     return False
 
 
@@ -168,8 +168,8 @@ class _Watch:
             say(f"warning: {text}")
         self.told.add(kind)
 
-    def stop(self, flags: list[float] | None) -> bool:
-        """Whether the flags, which are of the step before this one, ask all processes to stop.
+    def stop(self, flags: list[float] | None, step: int) -> bool:
+        """Whether the flags of a step ask all processes to stop.
 
         Raises:
             TrainingError: they tell of a loss or a gradient that was not finite.
@@ -183,7 +183,7 @@ class _Watch:
         )
         last = checkpoint.find(self.run.folder)
         raise TrainingError(
-            f"step {self.run.state.step - 1}: the {which}'s loss or gradient is not finite; the weights "
+            f"step {step}: the {which}'s loss or gradient is not finite; the weights "
             f"kept no trace of it; last checkpoint: {last.path if last else 'none'}; "
             "try lower learning rates, or optim.*.clip=1"
         )
