@@ -254,6 +254,7 @@ def test_a_run_folder_holds_what_the_readme_says(run_module: Runner, tiny: Path,
     assert "bound of digit" in done.stdout
     assert "images/s" in done.stdout
     assert sorted(os.listdir(run)) == [
+        ".lock",
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
