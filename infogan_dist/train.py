@@ -7,10 +7,10 @@ YAML files are merged, later ones win, then key=value overrides. Started again i
 run goes on from its newest checkpoint. SIGTERM, SIGUSR1 or Ctrl-C: it saves a checkpoint and exits with 75.
 """
 
-import os
 import sys
 
 from infogan_dist.config import Config
+from infogan_dist.engine import is_first
 from infogan_dist.errors import one_line_errors
 from infogan_dist.settings import help_text, presets, read_config
 from infogan_dist.trainer import Outcome, train
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         config = read_config(arguments)
         outcome = train(config)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first():
         print(_summary(config, outcome))
     if outcome.stopped:
         sys.exit(STOPPED)

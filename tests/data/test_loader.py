@@ -77,7 +77,9 @@ def test_labels_stay_with_their_images(small_set: Path):
     assert batch.labels.tolist() == [number_of(image) % 2 for image in batch.images]
 
 
-def test_every_shard_is_read_by_one_process_a_pass(small_set: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the shards that are read, as they are."""
     reads: list[int] = []
 
     def noted(manifest, index, *rest):
@@ -85,6 +87,10 @@ def test_every_shard_is_read_by_one_process_a_pass(small_set: Path, monkeypatch:
         return read_shard(manifest, index, *rest)
 
     monkeypatch.setattr(loader_module, "read_shard", noted)
+    return reads
+
+
+def test_every_shard_is_read_by_one_process_a_pass(small_set: Path, reads: list[int]):
     for passes in (1, 3):
         reads.clear()
         for loader in loaders(small_set, 4):
@@ -94,14 +100,7 @@ def test_every_shard_is_read_by_one_process_a_pass(small_set: Path, monkeypatch:
         assert Counter(reads) == dict.fromkeys(range(8), passes)
 
 
-def test_what_fits_the_cache_is_read_once(small_set: Path, monkeypatch: pytest.MonkeyPatch):
-    reads: list[int] = []
-
-    def noted(manifest, index, *rest):
-        reads.append(index)
-        return read_shard(manifest, index, *rest)
-
-    monkeypatch.setattr(loader_module, "read_shard", noted)
+def test_what_fits_the_cache_is_read_once(small_set: Path, reads: list[int]):
     (loader,) = loaders(small_set, 1, cache_bytes=5 * 30 * 73)  # five of the eight decoded shards
     stream = loader.batches(0)
     for _ in range(15 * 4):
