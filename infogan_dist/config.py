@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+SCORES = ("recovery", "information", "control", "fidelity", "disentanglement")
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 
 
@@ -120,6 +121,9 @@ class DataConfig:
     shards: str = field(
         "shards/mnist", "folder or URL of a shard set (make one with scripts/make_shards.py)", free=True
     )
+    test: str | None = field(
+        None, "folder or URL of a shard set of held-out, labelled images, for scores; null: none", free=True
+    )
     on_error: str = field(
         "fail",
         "a broken shard or image ends the run, or another takes its place and is counted",
@@ -172,6 +176,9 @@ class TrainConfig:
     )
     warm_up: int = field(1000, "steps after which a code that the images do not show is called dead", least=0)
     log_every: int = field(50, "steps whose metrics are averaged into one line", least=1)
+    evaluate_every: int | None = field(
+        None, "steps between scores of the run so far; also at the end; null: no scores", least=1, free=True
+    )
 
 
 @dataclass
@@ -192,6 +199,10 @@ class TrackingConfig:
     trackers: list[str] = field(["wandb"], "mirrors of metrics.jsonl: wandb, tensorboard, ...", free=True)
     project: str = field("infogan_dist", "project the run is logged under", free=True)
     name: str | None = field(None, "the run's name; null: its folder's", free=True)
+    group: str | None = field(None, "W&B: runs shown together, such as the seeds of one setting", free=True)
+    tags: list[str] = field([], "W&B: words to find the run by", free=True)
+    notes: str | None = field(None, "W&B: a sentence on the run", free=True)
+    artifacts: bool = field(False, "W&B: upload each checkpoint as a version of an artifact", free=True)
     wandb_mode: str = field(
         "auto",
         "auto: online if logged in, else offline",
@@ -202,6 +213,25 @@ class TrackingConfig:
         500, "steps between grids of samples and traversals; also at the end", least=1, free=True
     )
     progress: bool = field(True, "a progress bar on stderr", free=True)
+
+
+@dataclass
+class ScoresConfig:
+    names: list[str] | None = field(
+        None, "scores to compute; null: all that the data allows", choices=SCORES, free=True
+    )
+    images: int = field(
+        10000, "images drawn for a score; FID falls with more, so compare like with like", least=2, free=True
+    )
+    limit: int | None = field(
+        None, "images of each real split to use, from its start; null: all", least=2, free=True
+    )
+    ema: bool = field(True, "score the averaged generator, else the last step's", free=True)
+    features: str | None = field(
+        None,
+        "TorchScript file of the network whose features fidelity compares; null: the package's, for digits",
+        free=True,
+    )
 
 
 @dataclass
@@ -217,6 +247,7 @@ class Config:
     train: TrainConfig = field(TrainConfig, "the loop")
     checkpoint: CheckpointConfig = field(CheckpointConfig, "what is saved")
     tracking: TrackingConfig = field(TrackingConfig, "what is logged where")
+    scores: ScoresConfig = field(ScoresConfig, "how a trained model is scored")
 
     @property
     def real_batch(self) -> int:

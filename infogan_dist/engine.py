@@ -4,11 +4,12 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -47,19 +48,15 @@ class Engine:
     """This process among the others.
 
     Args:
-        config: the run's; its precision and its number of processes are checked against what came up.
+        config: the run's; its precision is checked against the device.
 
     Raises:
-        ConfigError: the world differs from the one asked for, or the device cannot do the precision.
+        ConfigError: the device cannot do the precision.
     """
 
     def __init__(self, config: Config):
-        check_world(config)
-        cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in (
-            "1",
-            "true",
-        )
-        precision = _precision(config, cuda)
+        cuda = uses_cuda()
+        precision = precision_of(config, cuda)
         _make_deterministic(cuda)
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.accelerator = Accelerator(
@@ -154,6 +151,18 @@ class Engine:
         """Each process's [M] as rows [world, M]."""
         return self.accelerator.gather(values[None])  # type: ignore[return-value]
 
+    def spread(self, count: int, width: int, task: Callable[[int], Any]) -> np.ndarray:
+        """A table whose rows the processes work out side by side, float64 [count, width], the same on all.
+
+        Args:
+            task: a row's number to its `width` numbers, which depend on it alone. Each process does a run of
+                neighbouring rows, so that what they have in common, such as a shard, is read once.
+        """
+        rows = torch.zeros(count, width, dtype=torch.float64)
+        for i in range(count * self.rank // self.world, count * (self.rank + 1) // self.world):
+            rows[i] = torch.as_tensor(task(i), dtype=torch.float64)
+        return self.sum(rows.to(self.device)).cpu().numpy()
+
     def wait(self) -> None:
         """Waits for all processes. Not for use in a step."""
         self.accelerator.wait_for_everyone()
@@ -228,6 +237,17 @@ def check_world(config: Config) -> int:
     return world
 
 
+def uses_cuda() -> bool:
+    """Whether processes take a GPU each."""
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def is_first() -> bool:
     """Whether this is the main process, before the processes have met."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -260,7 +280,8 @@ def untracked(*networks: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def _precision(config: Config, cuda: bool) -> str:
+def precision_of(config: Config, cuda: bool) -> str:
+    """fp32, bf16, fp16 or fp64: the config's, else the launcher's. Raises `ConfigError`."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = config.train.precision or {"no": "fp32"}.get(launched, launched)
     if precision not in PRECISIONS:
@@ -277,9 +298,7 @@ def _make_deterministic(cuda: bool) -> None:
     if cuda:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    share = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     # Launchers set OMP_NUM_THREADS=1 unasked; more than 1 is somebody's wish.
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     threads = threads if threads > 1 else share

@@ -4,7 +4,7 @@ import argparse
 import glob
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import braceexpand
@@ -24,7 +24,7 @@ from infogan_dist.data.shards import (
     save_manifest,
     write_shard,
 )
-from infogan_dist.data.sources import Source, folder, mnist, mnist5k
+from infogan_dist.data.sources import Source, folder, mnist, mnist5k, sprites
 from infogan_dist.errors import ConfigError, DataError, one_line_errors
 from infogan_dist.streams import permutation
 
@@ -54,18 +54,23 @@ def make_shards(source: Source, out: Path, shards: int | None = None, seed: int 
     shuffled = permutation(seed, "make_shards", 0, source.count)
     progress = tqdm(total=source.count, desc=f"shards of {source.name}", unit="image")
 
-    def samples(rows: np.ndarray) -> Iterator[tuple[str, np.ndarray, int]]:
-        for i in rows:
-            image, label = source.read(int(i))
+    def samples(rows: np.ndarray) -> Iterator[tuple[str, np.ndarray, int, Sequence[int]]]:
+        for i in map(int, rows):
+            image, label = source.read(i)
             progress.update()
-            yield f"{i:09d}", image, label
+            yield f"{i:09d}", image, label, source.factors_of(i)
 
     with progress:
         parts = np.array_split(shuffled, shards)
         written = [write_shard(out / f"{i:06d}.tar", samples(rows)) for i, rows in enumerate(parts)]
     channels, height, width = first.shape
     manifest = Manifest(
-        source.name, (channels, height, width), source.label_names, written, location=str(out)
+        source.name,
+        (channels, height, width),
+        source.label_names,
+        written,
+        factors=source.factors,
+        location=str(out),
     )
     save_manifest(manifest, out)
     return manifest
@@ -149,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from", dest="source", type=Path, help="folder of the IDX files [else they are downloaded]"
     )
     full.add_argument("--split", choices=("train", "test"), default="train")
+    drawn = kinds.add_parser("sprites", help="drawn shapes whose factors of variation are known: no network")
     pictures = kinds.add_parser("folder", help="pictures in class folders (cats/001.jpg), or in one folder")
     pictures.add_argument("--from", dest="source", type=Path, required=True, help="the folder")
     tars = kinds.add_parser("tars", help="index WebDataset tars that are there already, local or by URL")
@@ -158,9 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     for kind in (pictures, tars):
         kind.add_argument("--size", type=int, help="sides in pixels that images are scaled and cropped to")
         kind.add_argument("--mode", choices=("grey", "colour"), help="with --size [colour]")
-    for kind in (five, full, pictures, tars):
+    for kind in (five, full, drawn, pictures, tars):
         kind.add_argument("--out", type=Path, help="folder of the shard set [shards/SOURCE]")
-    for kind in (five, full, pictures):
+    for kind in (five, full, drawn, pictures):
         kind.add_argument(
             "--shards", type=int, help="their number; a multiple of data.lanes is best [by size]"
         )
@@ -183,6 +189,8 @@ def _source(arguments: argparse.Namespace) -> Source:
         return mnist5k()
     if arguments.kind == "mnist":
         return mnist(arguments.source, arguments.split)
+    if arguments.kind == "sprites":
+        return sprites()
     return folder(arguments.source, _shape(arguments))
 
 

@@ -4,11 +4,14 @@ import math
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from infogan_dist.codes import Latents, LatentSpec
 
 GAP = 2  # pixels between pictures
+CELL = (44, 26)  # width and height in pixels, of a confusion matrix
+DARKEST = (8, 48, 107)  # the colour of a cell that holds all of its row
 BATCH = 256  # images drawn at a time
 PURPOSE = "pictures"  # of the random stream: the same latents through the whole run
 
@@ -82,3 +85,28 @@ def run_pictures(generator: nn.Module, spec: LatentSpec, seed: int) -> dict[str,
         latents, columns = traversal_latents(spec, seed, variable, rows=10)
         drawn[f"traversal/{variable}"] = grid(draw(generator, latents), columns)
     return drawn
+
+
+def confusion(table: np.ndarray, rows: list[str], columns: list[str]) -> np.ndarray:
+    """A confusion matrix as a picture, uint8 [height, width, 3].
+
+    Args:
+        table: counts [R, C]. A cell is as dark as its share of its row, and says its count.
+        rows, columns: what stands beside and above.
+    """
+    height, width = len(rows) + 1, len(columns) + 1
+    picture = Image.new("RGB", (width * CELL[0], height * CELL[1]), "white")
+    pen = ImageDraw.Draw(picture)
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    for r in range(height):
+        for c in range(width):
+            left, top = c * CELL[0], r * CELL[1]
+            dark = shares[r - 1, c - 1] if r and c else 0.0
+            text = (
+                f"{table[r - 1, c - 1]}" if r and c else (columns[c - 1] if c else rows[r - 1] if r else "")
+            )
+            fill = tuple(round(255 - dark * (255 - end)) for end in DARKEST)
+            pen.rectangle((left, top, left + CELL[0] - 1, top + CELL[1] - 1), fill)
+            middle = (left + CELL[0] // 2, top + CELL[1] // 2)
+            pen.text(middle, text[:7], "white" if dark > 0.5 else "black", anchor="mm")
+    return np.asarray(picture)

@@ -13,7 +13,7 @@ from infogan_dist import __version__, checkpoint, tracking
 from infogan_dist.checkpoint import Checkpoint
 from infogan_dist.codes import LatentSpec
 from infogan_dist.config import Config
-from infogan_dist.data.fetch import Store
+from infogan_dist.data.fetch import Store, shown
 from infogan_dist.data.loader import Batch, Loader
 from infogan_dist.data.order import Order
 from infogan_dist.data.shards import Manifest, load_manifest
@@ -40,12 +40,13 @@ class Run:
     def __init__(self, config: Config):
         self.config, self.folder = config, Path(config.run)
         check_world(config)
-        tracking.check_trackers(config.tracking)
+        tracking.check_trackers(config)
         self.manifest = load_manifest(config.data.shards)
+        self.test = None if config.data.test is None else load_manifest(config.data.test)
         self.spec = LatentSpec(config.noise, config.codes)
         networks = build(config.networks, self.spec, self.manifest.image_shape, config.seed)
         _make_folder(self.folder)
-        self._lock = _only_run_in(self.folder) if is_first() else None
+        self._lock = hold_folder(self.folder) if is_first() else None
         resumed = resume_point(self.folder, config, self.manifest)
         start = resumed or (
             checkpoint.require(Path(config.train.init_from)) if config.train.init_from else None
@@ -122,14 +123,30 @@ class Run:
         """Reduces the window's metrics over all processes and hands them to the trackers."""
         entropy = {f"entropy/{n}": c.entropy * c.variables for n, c in self.spec.codes.items()}
         rates = {"lr/d": self.config.optim.discriminator.lr, "lr/g": self.config.optim.generator.lr}
+        scores = {name: value for name, value in self.metrics.items() if name.startswith("score/")}
         self.metrics = {**self.meter.window(), **entropy, **rates}
         self.metrics |= {f"dead/{n}": float(self._is_dead(n)) for n in self.spec.codes}
         self.engine.accelerator.log({**self.metrics, **timing}, step=self.state.step)
+        self.metrics |= scores  # the last ones, by which checkpoint.best may choose
 
     def _is_dead(self, name: str) -> bool:
         """Whether the images show next to nothing of a code that had time to be learned."""
         code, gain = self.spec.codes[name], self.metrics[f"gain/{name}"]
         return self.state.step >= self.config.train.warm_up and gain < code.least_gain
+
+    def evaluate(self) -> None:
+        """Scores the run so far and logs it as `score/NAME`. To be called by all processes."""
+        # Imported where it is needed: scikit-learn takes its time.
+        from infogan_dist.scores.evaluation import evaluate
+        from infogan_dist.scores.subject import Subject
+
+        found = evaluate(Subject(self.engine, self.config, self.state.networks(), self.manifest, self.test))
+        scores = {f"score/{name}": value for name, value in found.values().items()}
+        self.metrics |= scores
+        self.engine.accelerator.log(scores, step=self.state.step)
+        if self.engine.is_main:
+            pictures = {f"score/{name}": pixels for name, pixels in found.pictures.items()}
+            tracking.log_pictures(self.engine.accelerator, pictures, self.state.step)
 
     def draw(self) -> None:
         """Draws the averaged generator's pictures, on the main process."""
@@ -162,6 +179,8 @@ class Run:
                 "window": window,
             }
             checkpoint.save(self.folder, self.config, self.state.networks(), self.state.optimizers(), about)
+            folder = checkpoint.step_folder(self.folder, self.state.step)
+            tracking.log_checkpoint(self.engine.accelerator, folder, self.state.step)
             checkpoint.prune(
                 self.folder, self.config.checkpoint, checkpoint.best(self.folder, self.config.checkpoint)
             )
@@ -179,7 +198,7 @@ def resume_point(folder: Path, config: Config, manifest: Manifest) -> Checkpoint
         return None
     changed = differences(load_config(found.path / checkpoint.CONFIG), config)
     if found.about["data_fingerprint"] != manifest.fingerprint():
-        changed.append(f"data.shards: {found.about['data']} -> other images in {config.data.shards}")
+        changed.append(f"data.shards: {found.about['data']} -> other images in {shown(config.data.shards)}")
     if changed:
         raise ConfigError(
             f"{folder}: holds a run whose result would be another ({'; '.join(changed)}); "
@@ -200,7 +219,7 @@ def _make_folder(folder: Path) -> None:
         raise ConfigError(f"run: {folder} cannot be made ({error.strerror}); set run=FOLDER") from None
 
 
-def _only_run_in(folder: Path) -> int:
+def hold_folder(folder: Path) -> int:
     """Holds the folder for this process; the kernel lets go of it however the process ends.
 
     Raises:

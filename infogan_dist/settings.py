@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,12 @@ def read_config(arguments: list[str]) -> Config:
     return _checked(merged)
 
 
-def load_config(path: Path) -> Config:
-    """Reads a resolved config back from a run folder. Raises `ConfigError`."""
-    return _checked(_merge(OmegaConf.structured(Config), _read_yaml(str(path)), str(path)))
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Reads a resolved config back from a run folder, with `key=value` overrides. Raises `ConfigError`."""
+    merged = _merge(OmegaConf.structured(Config), _read_yaml(str(path)), str(path))
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override), override)
+    return _checked(merged)
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -65,9 +68,14 @@ def flat(config: Config) -> dict[str, Any]:
 
 def differences(old: Config, new: Config) -> list[str]:
     """What differs in fields that change the result, as `key: old -> new`."""
-    before, after, free = flat(old), flat(new), set(_free_keys(Config, ""))
+    before, after, free = flat(old), flat(new), free_keys()
     keys = [k for k in {**before, **after} if k not in free and before.get(k) != after.get(k)]
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys]
+
+
+def free_keys() -> set[str]:
+    """The keys that a resumed run may change, since they do not change its result."""
+    return set(_free_keys(Config, ""))
 
 
 def help_text() -> str:
@@ -80,8 +88,8 @@ def help_text() -> str:
 
 
 def presets() -> list[Path]:
-    """The YAML files that come with the package."""
-    return sorted(_preset_folder().rglob("*.yaml"))
+    """The YAML files that come with the package; W&B's sweeps lie in a folder of their own."""
+    return sorted(_preset_folder().glob("*.yaml"))
 
 
 def _preset_folder() -> Path:

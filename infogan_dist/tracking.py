@@ -4,6 +4,7 @@
 `metrics.jsonl` is the same, bit for bit, each time a config is run.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker
 from accelerate.tracking import get_available_trackers as installed_trackers
 from PIL import Image
 
+from infogan_dist import __version__
 from infogan_dist.config import Config, TrackingConfig
 from infogan_dist.data.fetch import shown
 from infogan_dist.errors import ConfigError, writing
@@ -114,12 +116,26 @@ class WandbMirror(GeneralTracker):
         if self._thread.is_alive():
             _warn(f"W&B has not finished within {WANDB_PATIENCE_S} s; `wandb sync` may, later")
 
+    def log_checkpoint(self, folder: Path, step: int) -> None:
+        """Uploads a checkpoint as a version of the artifact that holds this run's."""
+        if not self.config.artifacts:
+            return
+
+        def call() -> None:
+            artifact = wandb.Artifact(f"{self.run.id}-checkpoint", "model", metadata={"step": step})
+            # A slow service may come to it only after it was pruned.
+            with contextlib.suppress(OSError):
+                artifact.add_dir(str(folder))
+                self.run.log_artifact(artifact, aliases=[f"step-{step}"])
+
+        self._calls.put(call)
+
     def mark_preempting(self) -> None:
         """Tells a sweep to put this run back into its queue."""
         self._calls.put(lambda: self.run.mark_preempting())
 
     def _connect(self) -> None:
-        mode = _wandb_mode(self.config.wandb_mode)
+        mode = wandb_mode(self.config.wandb_mode)
         try:
             self.run = self._init(mode)
         except Exception as error:  # a service's trouble, of whatever kind
@@ -131,6 +147,9 @@ class WandbMirror(GeneralTracker):
         return wandb.init(
             project=self.config.project,
             name=self.config.name or self.folder.resolve().name,
+            group=self.config.group,
+            tags=self.config.tags or None,
+            notes=self.config.notes,
             id=_kept_id(self.folder / WANDB_ID),
             dir=self.folder,
             mode=mode,  # type: ignore[arg-type]
@@ -160,15 +179,24 @@ class TensorBoardMirror(TensorBoardTracker):
         super().log_images(batch, step, dataformats="NHWC")
 
 
-def check_trackers(config: TrackingConfig) -> None:
-    """Refuses a tracker that is unknown or not installed. Raises `ConfigError`."""
+def check_trackers(config: Config) -> None:
+    """Refuses a tracker that is unknown or not installed, and what would upload a password.
+
+    Raises:
+        ConfigError: as said.
+    """
     installed = [str(t) for t in installed_trackers()]
-    for name in config.trackers:
+    for name in config.tracking.trackers:
         if name not in installed:
             raise ConfigError(
                 f"tracking.trackers: {name} is unknown or not installed; there are {', '.join(installed)}; "
                 f"`pip install {name}` may help"
             )
+    if config.tracking.artifacts and _public_urls(config).items() - flat(config).items():
+        raise ConfigError(
+            "tracking.artifacts: a checkpoint's config would carry the password or query in data.shards or "
+            "data.test to W&B; leave it out of the URL"
+        )
 
 
 def open_trackers(accelerator: Accelerator, config: Config, folder: Path) -> None:
@@ -181,9 +209,15 @@ def open_trackers(accelerator: Accelerator, config: Config, folder: Path) -> Non
     }
     mirrors = [own[name]() if name in own else name for name in dict.fromkeys(config.tracking.trackers)]
     accelerator.log_with = [RunFolderTracker(folder), *mirrors]  # type: ignore[assignment]
-    public = {**flat(config), "data.shards": shown(config.data.shards)}  # a URL may hold credentials
+    public = {**flat(config), **_public_urls(config), "version": __version__}
     simple = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in public.items()}
     accelerator.init_trackers(config.tracking.project, config=simple)
+
+
+def _public_urls(config: Config) -> dict[str, str]:
+    """The config's URLs without the passwords and queries they may hold."""
+    urls = {"data.shards": config.data.shards, "data.test": config.data.test}
+    return {key: shown(url) for key, url in urls.items() if url is not None}
 
 
 def log_pictures(accelerator: Accelerator, pictures: Pictures, step: int) -> None:
@@ -191,6 +225,13 @@ def log_pictures(accelerator: Accelerator, pictures: Pictures, step: int) -> Non
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_images"):
             tracker.log_images(pictures, step=step)  # type: ignore[attr-defined]
+
+
+def log_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
+    """Hands a saved checkpoint to the trackers that can keep one."""
+    for tracker in accelerator.trackers:
+        if isinstance(tracker, WandbMirror):
+            tracker.log_checkpoint(folder, step)
 
 
 def mark_preempting(accelerator: Accelerator) -> None:
@@ -223,7 +264,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _wandb_mode(mode: str) -> str:
+def wandb_mode(mode: str) -> str:
     """online, offline or disabled; `auto` is WANDB_MODE's, else online where a key is known, else offline."""
     if mode != "auto":
         return mode
@@ -234,8 +275,9 @@ def _wandb_mode(mode: str) -> str:
 
 
 def _kept_id(path: Path) -> str:
+    """The id of the folder's W&B run: the one it has, else what a sweep's agent gives, else a new one."""
     if not path.is_file():
-        path.write_text(secrets.token_hex(4))
+        path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     return path.read_text()
 
 

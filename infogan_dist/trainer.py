@@ -87,6 +87,8 @@ def _loop(run: Run) -> bool:
                 return True
             if state.step % config.tracking.pictures_every == 0 and state.step < run.total:
                 run.draw()
+            if _scores(config, state.step, run.total):
+                run.evaluate()
             if _saves(config, state.step):
                 run.save()
     watch.stop(run.engine.last_flags(), state.step)
@@ -103,6 +105,11 @@ def _loading_told() -> Iterator[None]:
             raise
         said = f"data.workers: a loading subprocess ended ({error}); start again to go on"
         raise DataError(said) from None
+
+
+def _scores(config: Config, step: int, total: int) -> bool:
+    every = config.train.evaluate_every
+    return every is not None and (step % every == 0 or step == total)
 
 
 def _saves(config: Config, step: int) -> bool:

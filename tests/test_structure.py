@@ -11,10 +11,20 @@ PACKAGE = ROOT / "infogan_dist"
 # A module imports only from those above it.
 ORDER = [
     "errors", "streams", "config", "checks", "settings", "codes", "networks", "objective",
-    "data.cache", "data.fetch", "data.shards", "data.order", "data.loader", "data.sources",
-    "engine", "metrics", "checkpoint", "tracking", "pictures", "state", "steps", "run", "trainer",
+    "data.cache", "data.fetch", "data.shards", "data.finite", "data.order", "data.loader", "data.sources",
+    "engine", "metrics", "checkpoint", "tracking", "pictures",
+    "scores.spread", "scores.disentanglement", "scores.features", "scores.subject", "scores.recovery",
+    "scores.information", "scores.control", "scores.fidelity", "scores.factors", "scores.evaluation",
+    "scores.card", "state", "steps", "run", "trainer", "machine", "examination",
 ]  # fmt: skip
-COMMANDS = ["make_shards", "train", "generate"]  # import any of these, never each other
+COMMANDS = [
+    "make_shards",
+    "train",
+    "generate",
+    "evaluate",
+    "scorecard",
+    "doctor",
+]  # import any of these, never each other
 ONLY = {
     "accelerate": {"engine", "tracking"},
     "wandb": {"tracking"},

@@ -91,7 +91,7 @@ def test_wandb_s_modes_never_ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert tracking._wandb_mode(mode) == ("offline" if mode == "auto" else mode)  # nobody is logged in
+    assert tracking.wandb_mode(mode) == ("offline" if mode == "auto" else mode)  # nobody is logged in
 
 
 def test_a_wandb_that_refuses_never_stops_a_run(
@@ -165,8 +165,57 @@ def test_numbers_that_json_lacks_are_null(tmp_path: Path):
 
 
 def test_unknown_trackers_are_refused():
+    config = read_config(["configs/quickstart.yaml", "tracking.trackers=[mlfloww]"])
     with pytest.raises(ConfigError, match=r"mlfloww.*wandb"):
-        tracking.check_trackers(TrackingConfig(trackers=["mlfloww"]))
+        tracking.check_trackers(config)
+
+
+def test_a_checkpoint_with_a_password_in_its_config_is_not_uploaded():
+    words = ["configs/quickstart.yaml", "tracking.artifacts=true"]
+    tracking.check_trackers(read_config([*words, "data.shards=s3://bucket/set"]))
+    with pytest.raises(ConfigError, match=r"tracking\.artifacts.*leave it out of the URL"):
+        tracking.check_trackers(read_config([*words, "data.test=https://me:secret@host/set"]))
+
+
+def test_checkpoints_become_versions_of_an_artifact_on_request(
+    run_module: Runner, tiny: Path, tmp_path: Path
+):
+    words = [tiny, "tracking.trackers=[wandb]", "train.steps=4", "checkpoint.every=2"]
+    run_module("train", *words, "tracking.artifacts=true")
+    artifacts = [
+        record.request.log_artifact.artifact
+        if record.WhichOneof("record_type") == "request"
+        else record.artifact
+        for file in (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+        for record in wandb_records(file)
+        if record.WhichOneof("record_type") in ("artifact", "request")
+    ]
+    logged = [a for a in artifacts if a.type == "model"]
+    assert [list(a.aliases) for a in logged] == [["step-2"], ["step-4"]]
+    names = {entry.path for a in logged for entry in a.manifest.contents}
+    assert {"generator_ema.safetensors", "config.yaml", "files.json"} <= names
+
+
+def test_group_tags_and_notes_reach_w_and_b(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    given: dict[str, Any] = {}
+
+    class Run:
+        def define_metric(self, *args, **kwargs):
+            pass
+
+        def finish(self):
+            pass
+
+    monkeypatch.setattr(tracking.wandb, "init", lambda **options: given.update(options) or Run())
+    monkeypatch.setenv("WANDB_RUN_ID", "of-a-sweep")
+    asked = TrackingConfig(name="n", group="g", tags=["a", "b"], notes="why", wandb_mode="offline")
+    for _ in range(2):
+        mirror = tracking.WandbMirror(tmp_path, asked)
+        mirror.start()
+        mirror.finish()
+        assert (given["name"], given["group"], given["tags"], given["notes"]) == ("n", "g", ["a", "b"], "why")
+        assert given["id"] == "of-a-sweep"
+        monkeypatch.setenv("WANDB_RUN_ID", "another")  # the folder keeps the id it has
 
 
 def test_credentials_in_a_url_do_not_reach_w_and_b(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

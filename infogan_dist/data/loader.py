@@ -77,7 +77,8 @@ class Blocks(Dataset):
                 continue
             size = self.manifest.shards[index].samples
             rows = np.arange(size) % len(block.images)
-            return Block(block.images[rows], block.labels[rows], np.ones(size, bool), [str(error)])
+            notes, factors = [str(error)], block.factors[rows]
+            return Block(block.images[rows], block.labels[rows], np.ones(size, bool), notes, factors)
         raise error
 
 

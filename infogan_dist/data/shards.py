@@ -5,7 +5,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 # Members are decoded by these names alone; anything else in a tar is left unread (no pickles, no code).
 IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "bmp")
 LABEL_TYPE = "cls"
+FACTORS_TYPE = "factors.json"  # a list of whole numbers: each known factor's value
 NO_LABEL = -1
 
 
@@ -44,6 +45,7 @@ class Manifest:
         label_names: names of the classes by label; empty where there are no labels.
         shards: the tar files.
         fit: images of other sizes or modes are fitted to `image_shape` when read (else refused).
+        factors: how many values each known factor of variation has, by name; empty where none is known.
         location: folder or URL that relative shard URLs start from; not part of the file.
     """
 
@@ -52,6 +54,7 @@ class Manifest:
     label_names: list[str]
     shards: list[Shard]
     fit: bool = False
+    factors: dict[str, int] = field(default_factory=dict)
     location: str = field(default="", compare=False)
 
     @property
@@ -73,12 +76,14 @@ class Block:
         labels: int64 [n], -1 where there is none.
         substituted: bool [n], whether another image took the place of a broken one.
         notes: what was broken, one line each.
+        factors: int64 [n, K], the values of the manifest's K known factors.
     """
 
     images: np.ndarray
     labels: np.ndarray
     substituted: np.ndarray
     notes: list[str]
+    factors: np.ndarray
 
 
 def load_manifest(location: str) -> Manifest:
@@ -88,19 +93,22 @@ def load_manifest(location: str) -> Manifest:
         DataError: there is none, or it is not one.
     """
     base = location.removesuffix(MANIFEST).rstrip("/") or "."
-    where = f"{base}/{MANIFEST}"
+    where = shown(f"{base}/{MANIFEST}")
     try:
-        tree = json.loads(Store().read(where))
+        tree = json.loads(Store().read(f"{base}/{MANIFEST}"))
         shards = [Shard(**s) for s in tree["shards"]]
         channels, height, width = tree["image_shape"]
         shape = (int(channels), int(height), int(width))
-        manifest = Manifest(tree["name"], shape, list(tree["label_names"]), shards, bool(tree["fit"]), base)
+        factors = {str(name): int(size) for name, size in tree.get("factors", {}).items()}
+        manifest = Manifest(
+            tree["name"], shape, list(tree["label_names"]), shards, bool(tree["fit"]), factors, base
+        )
     except FileNotFoundError:
         raise DataError(
-            f"{location}: no shard set there ({MANIFEST} is missing); make one with "
-            f"`python -m infogan_dist.make_shards mnist --out {location}`, or set data.shards"
+            f"{shown(location)}: no shard set there ({MANIFEST} is missing); make one with "
+            f"`python -m infogan_dist.make_shards mnist --out {shown(location)}`, or set data.shards"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: not a manifest of shards ({error!r}); make the set again") from None
     if not shards or min(s.samples for s in shards) < 1:
         raise DataError(f"{where}: lists no shards, or an empty one; make the set again")
@@ -134,36 +142,44 @@ def read_shard(manifest: Manifest, index: int, store: Store | None = None, skip:
         DataError: it is missing, its bytes are not the manifest's, or a sample is not as promised.
     """
     shard = manifest.shards[index]
-    url = resolve(manifest, shard)
-    try:
-        content = (store or Store()).read(url, shard.bytes, shard.sha256)
-    except FileNotFoundError:
-        raise DataError(f"{shown(url)}: the shard is missing; restore it, or make the set again") from None
-    samples = list(samples_of(content, shown(url)))
+    url, content = fetch_shard(manifest, index, store or Store())
+    samples = list(samples_of(content, url))
     if len(samples) != shard.samples:
         raise DataError(
-            f"{shown(url)}: {len(samples)} samples where the manifest says {shard.samples}; "
-            "make the set again"
+            f"{url}: {len(samples)} samples where the manifest says {shard.samples}; make the set again"
         )
     images = np.empty((shard.samples, *manifest.image_shape), np.uint8)
     labels = np.full(shard.samples, NO_LABEL, np.int64)
+    factors = np.zeros((shard.samples, len(manifest.factors)), np.int64)
     broken, notes = np.zeros(shard.samples, bool), []
     for i, (key, member) in enumerate(samples):
-        where = f"{shown(url)}, {key}"
+        where = f"{url}, {key}"
         try:
             images[i] = decode_image(member, where, manifest.image_shape, manifest.fit)
             labels[i] = decode_label(member, where)
+            factors[i] = decode_factors(member, where, manifest.factors)
         except DataError as error:
             if not skip:
                 raise
             broken[i] = True
             notes.append(str(error))
     if broken.all():
-        raise DataError(f"{shown(url)}: not one of its samples is as promised ({notes[0]})")
+        raise DataError(f"{url}: not one of its samples is as promised ({notes[0]})")
     whole = np.flatnonzero(~broken)
     stand_in = whole[np.searchsorted(whole, np.flatnonzero(broken)) % len(whole)]
-    images[broken], labels[broken] = images[stand_in], labels[stand_in]
-    return Block(images, labels, broken, notes)
+    for column in (images, labels, factors):
+        column[broken] = column[stand_in]
+    return Block(images, labels, broken, notes, factors)
+
+
+def fetch_shard(manifest: Manifest, index: int, store: Store) -> tuple[str, bytes]:
+    """A shard's URL as it may be told, and its bytes, which are the manifest's. Raises as `read_shard`."""
+    shard = manifest.shards[index]
+    url = resolve(manifest, shard)
+    try:
+        return shown(url), store.read(url, shard.bytes, shard.sha256)
+    except FileNotFoundError:
+        raise DataError(f"{shown(url)}: the shard is missing; restore it, or make the set again") from None
 
 
 def samples_of(content: bytes, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -227,17 +243,34 @@ def decode_label(member: dict[str, bytes], where: str) -> int:
         raise DataError(f"{where}.{LABEL_TYPE}: not a whole number") from None
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int]]) -> Shard:
-    """Writes samples (key, uint8 [C, H, W], label) as PNG and .cls into a tar, whole or not at all.
+def decode_factors(member: dict[str, bytes], where: str, sizes: dict[str, int]) -> list[int]:
+    """The values of the known factors of a sample, in the manifest's order."""
+    if not sizes:
+        return []
+    try:
+        values = json.loads(member[FACTORS_TYPE])
+        if [0 <= int(v) < size for v, size in zip(values, sizes.values(), strict=True)].count(False):
+            raise ValueError(f"{values} beyond {list(sizes.values())}")
+        return [int(v) for v in values]
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{where}.{FACTORS_TYPE}: not the values of {', '.join(sizes)} ({error})") from None
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int, Sequence[int]]]) -> Shard:
+    """Writes samples (key, uint8 [C, H, W], label, factors) into a tar, whole or not at all.
+
+    The image is a PNG, the label a .cls, the factors (of sets that have some) a .factors.json.
 
     The same samples give the same bytes: nothing in the file tells when or by whom it was written.
     """
     part, count = path.with_suffix(".part"), 0
     with part.open("wb") as stream, wds.TarWriter(stream, mtime=0, user="", group="") as tar:  # type: ignore[attr-defined]
-        for key, array, label in samples:
+        for key, array, label, factors in samples:
             entry: dict[str, str | bytes] = {"__key__": key, "png": encode_png(array)}
             if label != NO_LABEL:
                 entry[LABEL_TYPE] = str(label).encode()
+            if factors:
+                entry[FACTORS_TYPE] = json.dumps(list(factors)).encode()
             tar.write(entry)
             count += 1
     content = part.read_bytes()

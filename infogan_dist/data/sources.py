@@ -1,14 +1,15 @@
 """Where images come from when shards are made."""
 
 import gzip
+import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pooch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from infogan_dist.data.shards import NO_LABEL, as_array
 from infogan_dist.errors import DataError
@@ -26,6 +27,14 @@ MNIST_FILES = {
         "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
     },
 }
+# Corners of the drawn shapes, at most 1 from their middle.
+CIRCLE = [(math.cos(2 * math.pi * i / 32), math.sin(2 * math.pi * i / 32)) for i in range(32)]
+SPRITES = {
+    "square": [(-0.7, -0.7), (0.7, -0.7), (0.7, 0.7), (-0.7, 0.7)],
+    "ellipse": [(x, 0.5 * y) for x, y in CIRCLE],
+    "triangle": [(1.0, 0.0), (-0.5, 0.85), (-0.5, -0.85)],
+}
+FINE = 4  # a sprite is drawn so many times larger and reduced, for smooth edges
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -38,12 +47,16 @@ class Source:
         count: how many there are.
         label_names: names of the classes by label; empty without labels.
         read: the i-th image, uint8 [C, H, W], the same shape for all, and its label (-1: none).
+        factors: how many values each known factor of variation has, by name.
+        factors_of: the i-th image's values of these.
     """
 
     name: str
     count: int
     label_names: list[str]
     read: Callable[[int], tuple[np.ndarray, int]]
+    factors: dict[str, int] = field(default_factory=dict)
+    factors_of: Callable[[int], Sequence[int]] = lambda i: ()
 
 
 def mnist5k() -> Source:
@@ -68,6 +81,37 @@ def mnist(folder: Path | None, split: str) -> Source:
     images, labels = (_mnist_file(folder, name, digest) for name, digest in MNIST_FILES[split].items())
     pixels = read_idx(images)
     return _arrays(f"mnist-{split}", pixels[:, None], read_idx(labels))
+
+
+def sprites() -> Source:
+    """6,144 drawn images of 32x32 whose factors are known, after dSprites (Matthey et al. 2017), but small.
+
+    Every combination of shape, scale, orientation (within a quarter turn, where each shape shows it) and
+    position, white on black.
+    """
+    factors = {"shape": len(SPRITES), "scale": 4, "orientation": 8, "x": 8, "y": 8}
+    sizes = tuple(factors.values())
+
+    def factors_of(i: int) -> list[int]:
+        return [int(v) for v in np.unravel_index(i, sizes)]
+
+    def read(i: int) -> tuple[np.ndarray, int]:
+        shape, scale, orientation, x, y = factors_of(i)
+        return _sprite(
+            shape, 4 + scale, orientation * math.pi / 16, 8.5 + 15 / 7 * x, 8.5 + 15 / 7 * y
+        ), shape
+
+    return Source("sprites", math.prod(sizes), list(SPRITES), read, factors, factors_of)
+
+
+def _sprite(shape: int, radius: float, angle: float, x: float, y: float, side: int = 32) -> np.ndarray:
+    """A polygon of corners at most `radius` pixels from (x, y), turned by `angle`, uint8 [1, side, side]."""
+    corners = np.asarray(list(SPRITES.values())[shape]) * radius
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    points = (corners @ turn.T + [x, y]) * FINE
+    canvas = Image.new("L", (side * FINE, side * FINE))
+    ImageDraw.Draw(canvas).polygon([(float(px), float(py)) for px, py in points], fill=255)
+    return np.asarray(canvas.resize((side, side), Image.Resampling.BOX))[None]
 
 
 def folder(path: Path, shape: tuple[int, int, int] | None) -> Source:

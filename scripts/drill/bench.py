@@ -94,10 +94,16 @@ class Running:
 
 @dataclass
 class Drill:
-    """A folder with images and undisturbed runs to compare with."""
+    """A folder with images and undisturbed runs to compare with.
+
+    Attributes:
+        references: by their number of processes.
+        peers: of runs that have an undisturbed one of their own, as those on fewer cores must.
+    """
 
     folder: Path
     references: dict[int, Path] = field(default_factory=dict)
+    peers: dict[Path, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         (self.folder / "config.yaml").write_text(CONFIG)
@@ -207,7 +213,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
 
 def compare(drill: Drill, result: Result, run: Path, processes: int) -> None:
     """Fills in what a fault did to the weights and to the images seen, against the undisturbed run."""
-    reference = drill.reference(processes)
+    reference = drill.peers.get(run) or drill.reference(processes)
     seen, expected = seen_by(run), seen_by(reference)
     for key, numbers in expected.items():
         missing, extra = Counter(numbers), Counter(seen.get(key, []))

@@ -214,7 +214,7 @@ def test_any_window_is_the_same_for_every_world_from_any_step(
     def block(manifest: Manifest, index: int, *rest: object) -> Block:
         numbers = np.arange(starts[index], starts[index + 1])
         images = np.stack([numbers // 256, numbers % 256], 1).astype(np.uint8).reshape(-1, 1, 1, 2)
-        return Block(images, numbers, np.zeros(len(numbers), bool), [])
+        return Block(images, numbers, np.zeros(len(numbers), bool), [], np.zeros((len(numbers), 0), int))
 
     def window(world: int, first: int, count: int) -> list[list[int]]:
         order, own = Order(seed, sizes, lanes, lanes * share), lanes // world

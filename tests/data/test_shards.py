@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from infogan_dist.data.shards import encode_png, load_manifest, read_shard
+from infogan_dist.data.sources import Source
 from infogan_dist.errors import DataError
 from infogan_dist.make_shards import index_tars, main, make_shards
 from tests.conftest import images_source, number_of
@@ -209,3 +210,48 @@ def test_a_second_call_makes_nothing_anew(tmp_path: Path, capsys: pytest.Capture
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
     assert "already a shard set of 5,000 images" in capsys.readouterr().out
     assert json.loads((out / "manifest.json").read_text())["image_shape"] == [1, 28, 28]
+
+
+def factor_set(out: Path) -> Source:
+    """Twelve images with two known factors, in two shards."""
+    pixels = images_source(12).read
+    source = Source("factors", 12, [], pixels, {"a": 3, "b": 4}, lambda i: [i % 3, i // 3])
+    make_shards(source, out, shards=2)
+    return source
+
+
+def test_known_factors_come_back_with_their_images(tmp_path: Path):
+    source = factor_set(tmp_path)
+    manifest = load_manifest(str(tmp_path))
+    assert manifest.factors == {"a": 3, "b": 4}
+    for block in (read_shard(manifest, 0), read_shard(manifest, 1)):
+        expected = [source.factors_of(number_of(image)) for image in block.images]
+        assert block.factors.tolist() == expected
+    plain = make_shards(images_source(8), tmp_path / "plain", shards=1)
+    assert read_shard(plain, 0).factors.shape == (8, 0)
+
+
+def test_a_manifest_that_knows_no_factors_is_read_as_before(tmp_path: Path):
+    make_shards(images_source(8), tmp_path, shards=1)
+    path = tmp_path / "manifest.json"
+    tree = json.loads(path.read_text())
+    assert tree.pop("factors") == {}
+    path.write_text(json.dumps(tree))
+    assert load_manifest(str(tmp_path)).factors == {}
+
+
+@pytest.mark.parametrize("told", [None, b"[0]", b"[0, 4]", b"[-1, 0]", b'{"a": 0}', b"[0, 1", b'["x", 0]'])
+def test_factors_that_are_none_are_named(tmp_path: Path, told: bytes | None):
+    members = {"x.png": picture()} | ({} if told is None else {"x.factors.json": told})
+    write_tar(tmp_path / "0.tar", members)
+    index_tars([str(tmp_path / "0.tar")], tmp_path, "broken", None)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"factors": {"a": 3, "b": 4}}))
+    with pytest.raises(DataError, match=r"0\.tar, x\.factors\.json: not the values of a, b"):
+        read_shard(load_manifest(str(tmp_path)), 0)
+
+
+def test_credentials_in_a_set_s_url_are_not_told():
+    with pytest.raises(DataError) as error:
+        load_manifest("http://me:secret@127.0.0.1:9/set?key=secret")
+    assert "secret" not in str(error.value)

@@ -1,4 +1,5 @@
 import gzip
+import math
 import os
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infogan_dist.data.sources import folder, mnist, mnist5k, read_idx
+from infogan_dist.data.sources import folder, mnist, mnist5k, read_idx, sprites
 from infogan_dist.errors import DataError
 from infogan_dist.make_shards import main
 
@@ -120,3 +121,25 @@ def test_mistakes_get_one_line_and_status_2(
     import re
 
     assert re.search(says, lines[0])
+
+
+def test_sprites_are_all_combinations_of_their_factors_and_each_changes_the_image():
+    source = sprites()
+    assert source.count == math.prod(source.factors.values()) == 6144
+    told = [tuple(source.factors_of(i)) for i in range(source.count)]
+    assert len(set(told)) == source.count
+    images = {t: source.read(i)[0].astype(int) for i, t in enumerate(told)}
+    assert next(iter(images.values())).shape == (1, 32, 32)
+    # No two of them are alike, and nothing is cut off by the border.
+    assert len({image.tobytes() for image in images.values()}) == source.count
+    rim = np.ones((32, 32), bool)
+    rim[1:-1, 1:-1] = False
+    assert max(image[0][rim].max() for image in images.values()) == 0
+    # A position is where it says: from one column to the next the centre of mass moves 15 / 7 pixels.
+    columns = np.arange(32)
+    centres = [
+        float((images[0, 3, 2, x, 4][0] * columns).sum() / images[0, 3, 2, x, 4].sum()) for x in range(8)
+    ]
+    assert np.diff(centres) == pytest.approx(np.full(7, 15 / 7), abs=0.1)
+    areas = [images[1, scale, 0, 3, 3].sum() / 255 for scale in range(4)]
+    assert areas == pytest.approx([math.pi * 0.5 * (4 + scale) ** 2 for scale in range(4)], rel=0.05)

@@ -1,0 +1,35 @@
+"""A model to score: networks of a small config on real shard sets, without a run."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from infogan_dist.codes import LatentSpec
+from infogan_dist.data.shards import load_manifest
+from infogan_dist.engine import Engine
+from infogan_dist.networks import build
+from infogan_dist.scores.subject import Subject
+from infogan_dist.settings import read_config
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def make_subject(tmp_path: Path, small_set: Path) -> Iterator[Callable[..., Subject]]:
+    """Makes a subject with fresh networks, from overrides of the small config."""
+    (tmp_path / "scored.yaml").write_text(TINY)
+
+    def make(*overrides: str, train: Path = small_set, test: Path | None = None) -> Subject:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        config = read_config([str(tmp_path / "scored.yaml"), f"data.shards={train}", *overrides])
+        manifest = load_manifest(str(train))
+        spec = LatentSpec(config.noise, config.codes)
+        networks = build(config.networks, spec, manifest.image_shape, config.seed)
+        names = ("generator", "discriminator", "recognition")
+        trained = dict(zip(names, networks, strict=True)) | {"generator_ema": networks[0]}
+        held_out = None if test is None else load_manifest(str(test))
+        return Subject(Engine(config), config, trained, manifest, held_out)
+
+    yield make
+    AcceleratorState._reset_state(reset_partial_state=True)
