@@ -10,7 +10,12 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from infogan_dist.checks import check
 from infogan_dist.config import MISSING, Config
@@ -150,6 +155,10 @@ def _checked(merged: Any) -> Config:
         config = OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: not given; see --help for what it may be") from None
+    except InterpolationResolutionError as error:
+        said = str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ")
+        cause = said.strip('"')
+        raise ConfigError(f"{error.full_key}: {cause}; set it, or write the value itself") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(config, Config)

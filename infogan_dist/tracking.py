@@ -10,6 +10,7 @@ import math
 import os
 import queue
 import secrets
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from infogan_dist.settings import flat
 METRICS, TIMING, PICTURES, WANDB_ID = "metrics.jsonl", "timing.jsonl", "pictures", "wandb_id"
 CLOCK = "timing/"  # prefix of values that differ from one run of a config to the next
 WANDB_INIT_TIMEOUT_S = 30
+PREEMPTED = 75  # the status with which a run that was stopped ends
 WANDB_PATIENCE_S = 60  # at the end of a run, for what has not been sent or written yet
 
 Pictures = dict[str, np.ndarray]  # uint8 [height, width, 3] by name
@@ -84,6 +86,7 @@ class WandbMirror(GeneralTracker):
         super().__init__()
         self.folder, self.config = folder, config
         self.run: Any = None
+        self._status = 0
         self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
 
@@ -110,7 +113,9 @@ class WandbMirror(GeneralTracker):
 
     def finish(self) -> None:
         """Ends the W&B run; a service that does not answer is left behind after a while."""
-        self._calls.put(lambda: self.run.finish())
+        failed = sys.exc_info()[0] is not None  # trackers are ended on the way out, whatever the reason
+        status = self._status or int(failed)
+        self._calls.put(lambda: self.run.finish(exit_code=status))
         self._calls.put(None)
         self._thread.join(WANDB_PATIENCE_S)
         if self._thread.is_alive():
@@ -131,7 +136,8 @@ class WandbMirror(GeneralTracker):
         self._calls.put(call)
 
     def mark_preempting(self) -> None:
-        """Tells a sweep to put this run back into its queue."""
+        """Tells a sweep to put this run back into its queue; W&B does so where the run then fails."""
+        self._status = PREEMPTED
         self._calls.put(lambda: self.run.mark_preempting())
 
     def _connect(self) -> None:
@@ -154,7 +160,14 @@ class WandbMirror(GeneralTracker):
             dir=self.folder,
             mode=mode,  # type: ignore[arg-type]
             resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(init_timeout=WANDB_INIT_TIMEOUT_S, silent=True, console="off"),
+            settings=wandb.Settings(
+                init_timeout=WANDB_INIT_TIMEOUT_S,
+                silent=True,
+                console="off",
+                # A run that is stopped on W&B's page, or by a sweep, saves as one that is asked to stop. W&B's
+                # own way, Ctrl-C's signal, would break off a save where the agent has signalled already.
+                stop_fn=lambda: signal.raise_signal(signal.SIGTERM),
+            ),
         )
 
     def _work(self) -> None:

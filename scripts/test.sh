@@ -8,9 +8,9 @@ set -euo pipefail
 
 if [ "${1:-}" = --rigs ]; then
     shift
-    exec python -m pytest -m rig "$@"
+    exec python -m pytest -n auto --dist loadfile -m rig "$@"
 fi
 ruff format --check .
 ruff check .
 pyright
-exec python -m pytest -m "not rig" "$@"
+exec python -m pytest -n auto --dist worksteal -m "not rig" "$@"

@@ -129,7 +129,7 @@ def test_scores_in_training_are_logged_for_sweeps_and_change_nothing(
     run_module: Runner, tiny: Path, tmp_path: Path, factor_set: Path
 ):
     options = [tiny, NORMED, "train.precision=fp64", f"data.shards={factor_set}", f"data.test={factor_set}"]
-    options += ["train.steps=5", "scores.images=100"]
+    options += ["train.steps=5", "scores.names=[recovery,information]", "scores.images=100"]
     run_module("train", *options, f"run={tmp_path}/plain")
     for processes in (1, 2):
         scored = tmp_path / f"scored{processes}"

@@ -154,3 +154,12 @@ def test_length_in_steps_and_in_passes():
     assert read_config([QUICK, "train.steps=null", "train.epochs=2"]).length(5000) == 157  # 10,000 / 64, up
     halves = ["configs/mnist_tutorial.yaml", "train.steps=null", "train.epochs=1"]
     assert read_config(halves).length(64000) == 2000  # 32 real images a step
+
+
+def test_a_name_from_the_environment_is_filled_in_or_said_to_be_missing(monkeypatch: pytest.MonkeyPatch):
+    words = ["configs/mnist.yaml", "run=runs/${oc.env:A_RUN_S_NAME}"]
+    monkeypatch.setenv("A_RUN_S_NAME", "x7")
+    assert read_config(words).run == "runs/x7"
+    monkeypatch.delenv("A_RUN_S_NAME")
+    with pytest.raises(ConfigError, match=r"^run: Environment variable 'A_RUN_S_NAME' not found; set it"):
+        read_config(words)

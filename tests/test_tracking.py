@@ -203,7 +203,7 @@ def test_group_tags_and_notes_reach_w_and_b(monkeypatch: pytest.MonkeyPatch, tmp
         def define_metric(self, *args, **kwargs):
             pass
 
-        def finish(self):
+        def finish(self, exit_code: int):
             pass
 
     monkeypatch.setattr(tracking.wandb, "init", lambda **options: given.update(options) or Run())
@@ -227,7 +227,7 @@ def test_credentials_in_a_url_do_not_reach_w_and_b(monkeypatch: pytest.MonkeyPat
         def define_metric(self, *args, **kwargs):
             pass
 
-        def finish(self):
+        def finish(self, exit_code: int):
             pass
 
     monkeypatch.setattr(tracking.wandb, "init", lambda **options: Run())
