@@ -1,0 +1,125 @@
+"""W&B's sweeps: what the agent makes of their configs, the trainer understands."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from wandb import wandb_agent
+
+from infogan_dist.config import Config
+from infogan_dist.settings import flat, read_config
+from tests.conftest import ROOT
+
+FILES = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+each_sweep = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+# As Python values: the agent writes them so, not as YAML.
+AWKWARD = {
+    "codes.style": None,
+    "checkpoint.keep_every": None,
+    "train.compile": False,
+    "tracking.progress": True,
+    "tracking.trackers": ["wandb", "tensorboard"],
+    "objective.q_step": "generator",
+    "optim.generator.lr": 1e-05,
+    "networks.recognition": [{"kind": "dense", "out": 16, "grid": False, "then": ["lrelu"]}],
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.fixture
+def agent_s_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The command line that W&B's own agent starts for a sweep's suggestion, without a server.
+
+    The variables that the agent sets stay set, as for the run that it starts.
+    """
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
+        monkeypatch.setenv(name, "another run's")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setattr(wandb_agent, "AgentProcess", SimpleNamespace)
+
+    def words(sweep: dict[str, Any], values: dict[str, Any]) -> list[str]:
+        agent: Any = wandb_agent.Agent(api=None, queue=None)
+        agent._sweep_command = list(sweep["command"])
+        args = {key: {"value": value} for key, value in values.items()}
+        agent._command_run({"run_id": "abc", "program": sweep["program"], "args": args})
+        return agent._run_processes["abc"].command
+
+    return words
+
+
+def arguments(words: list[str]) -> list[str]:
+    """What the trainer is given of such a command line."""
+    assert words[0] == "/usr/bin/env"
+    return words[words.index("infogan_dist.train") + 1 :]
+
+
+@each_sweep
+def test_a_sweep_begins_with_three_lines_on_command_purpose_and_time(path: Path):
+    head = path.read_text().splitlines()[:4]
+    assert head[0] == f"# wandb sweep configs/sweeps/{path.name}"
+    assert head[1].startswith("# Finds ")
+    assert head[2].startswith("# Time: ")
+    assert not head[3].startswith("#")
+
+
+@each_sweep
+@pytest.mark.filterwarnings("ignore:Valid config keys have changed in V2")  # wandb's, on import
+def test_a_sweep_is_what_w_and_b_s_schema_allows(path: Path):
+    sweeps = pytest.importorskip("sweeps", reason="pip install --no-deps sweeps jsonref")
+    assert sweeps.schema_violations_from_proposed_config(read(path)) == []
+    wrong = {**read(path), "method": "guess"}
+    assert sweeps.schema_violations_from_proposed_config(wrong)
+
+
+@each_sweep
+def test_the_trainer_gets_just_the_values_suggested(path: Path, agent_s_words: Any):
+    sweep = read(path)
+    ranges = [p.get("values") or [p["min"], p["max"]] for p in sweep["parameters"].values()]
+    assert all(low < high or isinstance(low, str) for low, *_, high in ranges)
+    for pick in (min, max):
+        values = dict(zip(sweep["parameters"], map(pick, ranges), strict=True))
+        found = flat(read_config(arguments(agent_s_words(sweep, values))))
+        assert {key: found[key] for key in values} == values
+        assert found["run"] == "runs/sweep/abc"
+
+
+@each_sweep
+def test_a_sweep_judges_by_what_is_logged(path: Path, agent_s_words: Any):
+    sweep = read(path)
+    config = read_config(arguments(agent_s_words(sweep, {})))
+    kind, _, name = sweep["metric"]["name"].partition("/")
+    if kind == "bound":
+        assert name in config.codes
+    else:
+        assert (kind, config.data.test is not None) == ("score", True)
+        assert config.train.steps is not None
+        assert config.train.steps % (config.train.evaluate_every or 0) == 0
+
+
+def test_nulls_booleans_lists_and_tables_survive_the_trip(agent_s_words: Any, tmp_path: Path):
+    sweep = read(ROOT / "configs/sweeps/grid.yaml")
+    swept = read_config(arguments(agent_s_words(sweep, AWKWARD)))
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.dump(nested(AWKWARD)))
+    plain = ["configs/mnist.yaml", str(file), "run=runs/sweep/abc", "train.steps=2000"]
+    assert swept == read_config(plain)
+    assert list(swept.codes) == ["digit"]
+    assert flat(swept)["optim.generator.lr"] == 1e-05 != flat(Config())["optim.generator.lr"]
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """`{"train.steps": 3}` as a YAML file of this project has it: `{"train": {"steps": 3}}`."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
