@@ -113,7 +113,7 @@ class WandbMirror(GeneralTracker):
 
     def finish(self) -> None:
         """Ends the W&B run; a service that does not answer is left behind after a while."""
-        failed = sys.exc_info()[0] is not None  # trackers are ended on the way out, whatever the reason
+        failed = sys.exc_info()[0] is not None  # trackers are also ended where a run fails
         status = self._status or int(failed)
         self._calls.put(lambda: self.run.finish(exit_code=status))
         self._calls.put(None)
@@ -164,8 +164,8 @@ class WandbMirror(GeneralTracker):
                 init_timeout=WANDB_INIT_TIMEOUT_S,
                 silent=True,
                 console="off",
-                # A run that is stopped on W&B's page, or by a sweep, saves as one that is asked to stop. W&B's
-                # own way, Ctrl-C's signal, would break off a save where the agent has signalled already.
+                # A run that is stopped on W&B's page, or by a sweep, saves as one that is asked to stop.
+                # W&B's own way, Ctrl-C's signal, would break off a save where an agent has signalled too.
                 stop_fn=lambda: signal.raise_signal(signal.SIGTERM),
             ),
         )
