@@ -72,7 +72,7 @@ class Engine:
         self.is_main = self.accelerator.is_main_process
         self._flags: Tensor | None = None
         self._flags_ready: Any = None
-        self._stop = False
+        self._stop = self._listening = False
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on this device in the run's number type; batch norm made global where torch can."""
@@ -174,6 +174,10 @@ class Engine:
             # it while it waits for them. So they go first.
             time.sleep(GLOO_GRACE_S)
         self.accelerator.end_training()
+        if self._listening:
+            # All is saved: a signal that comes late, when Python has let go of its handlers, must not kill.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def listen_for_stop(self) -> None:
         """From here on a stop signal is only noted; a second one of the keyboard's interrupts at once."""
@@ -183,6 +187,7 @@ class Engine:
                 raise KeyboardInterrupt
             self._stop = True
 
+        self._listening = True
         for number in STOP_SIGNALS:
             signal.signal(number, note)
 

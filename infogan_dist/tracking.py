@@ -205,7 +205,7 @@ def check_trackers(config: Config) -> None:
                 f"tracking.trackers: {name} is unknown or not installed; there are {', '.join(installed)}; "
                 f"`pip install {name}` may help"
             )
-    if config.tracking.artifacts and _public_urls(config).items() - flat(config).items():
+    if config.tracking.artifacts and {**flat(config), **_public_urls(config)} != flat(config):
         raise ConfigError(
             "tracking.artifacts: a checkpoint's config would carry the password or query in data.shards or "
             "data.test to W&B; leave it out of the URL"

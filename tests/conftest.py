@@ -65,6 +65,15 @@ def number_of(image: Any) -> int:
     return int(image[0, 0, 0]) * 256 + int(image[0, 0, 1])
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each of several test workers a core of its own: else threads of both wait for one another."""
+    worker = getattr(config, "workerinput", None)
+    cores = sorted(os.sched_getaffinity(0))
+    if worker is not None and len(cores) > 1:
+        number = int(worker["workerid"].removeprefix("gw"))
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of 5,000 real digits."""

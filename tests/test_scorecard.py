@@ -34,7 +34,7 @@ def test_a_scorecard_trains_scores_and_takes_over_what_is_there(
     assert now[0] == stamps[0]  # seed 0 was not touched
     assert now[1] > stamps[1]
 
-    longer = [*words, "train.steps=5"]
+    longer = [*words, "seeds=0", "train.steps=5"]
     run_module("scorecard", *longer)
     assert json.loads(out.read_text())["steps"] == 5
     assert (tmp_path / "run/seed_0/checkpoints/step_00000003").exists()  # it went on from there

@@ -31,6 +31,7 @@ ONLY = {
     "webdataset": {"data.shards"},
     "omegaconf": {"config", "settings"},
 }
+PACKAGES = ("infogan_dist", "infogan_dist.data", "infogan_dist.scores")
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
 
@@ -45,9 +46,7 @@ def imports(path: Path) -> set[str]:
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= (
-                {f"{node.module}.{a.name}" for a in node.names}
-                if node.module == "infogan_dist"
-                else {node.module}
+                {f"{node.module}.{a.name}" for a in node.names} if node.module in PACKAGES else {node.module}
             )
     return found
 

@@ -19,7 +19,7 @@ def damaged_checkpoint(drill: Drill, run: Path, damage: Callable[[Path], object]
     went_on = next(line for line in said.splitlines() if "going on from" in line)
     if newest.name in went_on:
         raise NotSurvived(f"the damaged checkpoint was used: {went_on}")
-    return went_on[-45:]
+    return went_on.replace(str(drill.folder), "...")
 
 
 def cut(path: Path) -> None:

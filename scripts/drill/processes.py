@@ -30,10 +30,9 @@ def worker_killed(drill: Drill, run: Path, rank: int) -> str:
     status, said = running.end()
     if status:
         raise NotSurvived(f"exit status {status}: {said[-400:]}")
-    return (
-        "restarted by the launcher, "
-        + next(line for line in said.splitlines() if "going on from" in line)[-40:]
-    )
+    return "restarted by the launcher, " + next(
+        line for line in said.splitlines() if "going on from" in line
+    ).replace(str(drill.folder), "...")
 
 
 def asked_to_stop(drill: Drill, run: Path, number: int, processes: int = 1, only: int | None = None) -> str:

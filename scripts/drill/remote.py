@@ -114,7 +114,9 @@ def cache_full(drill: Drill, run: Path) -> str:
     with small_disk(cache, "64k"):
         said = drill.finish(run, f"data.shards={server.url}", f"data.disk_cache={cache}")
     server.close()
-    return next((line for line in said.splitlines() if "warning" in line), "no warning")[:100]
+    return next((line for line in said.splitlines() if "warning" in line), "no warning").replace(
+        str(drill.folder), "..."
+    )
 
 
 @contextmanager

@@ -44,6 +44,7 @@ def test_processes_together_see_the_same_batches_in_the_same_order(small_set: Pa
     assert seen(small_set, world, 0, 40) == seen(small_set, 1, 0, 40)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one core
 @pytest.mark.parametrize(
     "options", [{"workers": 2}, {"cache_bytes": 10_000}, {"workers": 1, "cache_bytes": 10**9}]
 )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infogan_dist.data import fetch
 from infogan_dist.data.shards import encode_png, load_manifest, read_shard
 from infogan_dist.data.sources import Source
 from infogan_dist.errors import DataError
@@ -251,7 +252,8 @@ def test_factors_that_are_none_are_named(tmp_path: Path, told: bytes | None):
         read_shard(load_manifest(str(tmp_path)), 0)
 
 
-def test_credentials_in_a_set_s_url_are_not_told():
+def test_credentials_in_a_set_s_url_are_not_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.0)
     with pytest.raises(DataError) as error:
         load_manifest("http://me:secret@127.0.0.1:9/set?key=secret")
     assert "secret" not in str(error.value)

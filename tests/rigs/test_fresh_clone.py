@@ -17,7 +17,6 @@ from tests.conftest import ROOT, environment
 
 pytestmark = pytest.mark.rig
 SHORT = "train.steps=2 train.log_every=1"
-NEEDS_MNIST = "make_shards mnist\n"
 
 
 def shell(script: str, where: Path, timeout: float = 600, status: int = 0) -> str:
@@ -89,11 +88,15 @@ def readme_commands() -> list[str]:
 
 def as_run_here(line: str, mnist: str) -> str:
     """A README command, shortened where it would train for long, and without a download."""
-    if line.endswith("make_shards mnist"):
+    if "make_shards mnist" in line:
         return f"{line} --from {mnist}"
+    if "infogan_dist.evaluate" in line:
+        return f"{line} scores.limit=500 scores.images=500"
+    if "infogan_dist.scorecard" in line:
+        return f"{line} {SHORT} scores.limit=500 scores.images=500"
     if line.endswith("fault_drill.py"):
         return f"{line} --only pipe"  # one fault for all: the others have a test of their own
-    if "infogan_dist.train configs/" in line:
+    if any(f"{command} configs/" in line for command in ("train", "torchrun.sh", "doctor")):
         return f"{line} {SHORT}"
     return line
 
@@ -128,6 +131,10 @@ def test_the_readme_s_commands_run_in_order(quickstarted: tuple[Path, str]):
         "runs/mine/samples.png",
         "shards/tars/manifest.json",
         "runs/two",
+        "runs/three",
+        "runs/mnist/scores.json",
+        "runs/mnist/confusion_test.png",
+        "runs/scorecard.md",
     ):
         assert (clone / made).exists()
 

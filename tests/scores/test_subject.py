@@ -67,9 +67,10 @@ def test_scores_are_of_the_averaged_generator_unless_asked(make_subject):
     assert protocol["generator"] == "last"
 
 
-def test_recalibrated_statistics_are_those_of_the_images(make_subject):
+def test_recalibrated_statistics_are_those_of_the_images(make_subject, tmp_path):
     """On a single piece they normalise it as training would, but for n / (n - 1) in the variance."""
-    subject = make_subject(*NORMED)
+    make_shards(images_source(240), tmp_path / "one", shards=1)
+    subject = make_subject(*NORMED, train=tmp_path / "one")
     running, recalibrated = subject.real_readers()
     images = subject.reals("train", 0)
     assert len(images) == 240
