@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+STOPPED = 75  # exit status (EX_TEMPFAIL): asked to stop, saved, to be started again
 GRACE_S = 3  # a process that fails takes the others down: the first one needs time to speak
 
 
@@ -58,3 +59,10 @@ def writing(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror}); make room and start again: the run goes "
             "on from its newest checkpoint"
         ) from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)

@@ -19,19 +19,17 @@ of processes, with the same result.
 """
 
 import argparse
-import copy
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
 from infogan_dist import __version__, checkpoint
-from infogan_dist.codes import LatentSpec
 from infogan_dist.config import SCORES, Config
 from infogan_dist.data.shards import Manifest, load_manifest
 from infogan_dist.engine import Engine
 from infogan_dist.errors import ConfigError, one_line_errors, writing
-from infogan_dist.networks import build
 from infogan_dist.scores.evaluation import FILE, evaluate, save, table
 from infogan_dist.scores.subject import Subject
 from infogan_dist.settings import load_config
@@ -43,17 +41,7 @@ def open_subject(found: checkpoint.Checkpoint, config: Config) -> Subject:
     """A checkpoint's model with the images that its config names. Raises `ConfigError`, `DataError`."""
     train = load_manifest(config.data.shards)
     test = None if config.data.test is None else load_manifest(config.data.test)
-    spec = LatentSpec(config.noise, config.codes)
-    generator, discriminator, recognition = build(config.networks, spec, train.image_shape, config.seed)
-    trained = {
-        "generator": generator,
-        "generator_ema": copy.deepcopy(generator),
-        "discriminator": discriminator,
-        "recognition": recognition,
-    }
-    for name, network in trained.items():
-        checkpoint.load_network(found, name, network)
-    return Subject(Engine(config), config, trained, train, test)
+    return Subject(Engine(config), config, partial(checkpoint.load_network, found), train, test)
 
 
 def read_words(words: list[str]) -> tuple[list[str], int | None]:

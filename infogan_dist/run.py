@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from infogan_dist import __version__, checkpoint, tracking
 from infogan_dist.checkpoint import Checkpoint
 from infogan_dist.codes import LatentSpec
 from infogan_dist.config import Config
-from infogan_dist.data.fetch import Store, shown
+from infogan_dist.data.fetch import open_store, shown
 from infogan_dist.data.loader import Batch, Loader
 from infogan_dist.data.order import Order
 from infogan_dist.data.shards import Manifest, load_manifest
@@ -77,7 +78,7 @@ class Run:
         pin = engine.device.type == "cuda"
         skip = config.data.on_error == "skip"
         kept = config.data.cache_mib * 2**20
-        store = _store(config)
+        store = open_store(config.data)
         return Loader(self.manifest, order, lanes, config.data.workers, kept, pin, skip, store)
 
     def _resume(self, resumed: Checkpoint) -> None:
@@ -140,7 +141,12 @@ class Run:
         from infogan_dist.scores.evaluation import evaluate
         from infogan_dist.scores.subject import Subject
 
-        found = evaluate(Subject(self.engine, self.config, self.state.networks(), self.manifest, self.test))
+        trained = self.state.networks()
+
+        def load(name: str, network: nn.Module) -> None:
+            network.load_state_dict(trained[name].state_dict())
+
+        found = evaluate(Subject(self.engine, self.config, load, self.manifest, self.test))
         scores = {f"score/{name}": value for name, value in found.values().items()}
         self.metrics |= scores
         self.engine.accelerator.log(scores, step=self.state.step)
@@ -205,11 +211,6 @@ def resume_point(folder: Path, config: Config, manifest: Manifest) -> Checkpoint
             "choose another folder with run=..., or remove this one"
         )
     return found
-
-
-def _store(config: Config) -> Store:
-    folder, size = config.data.disk_cache, int(config.data.disk_cache_gib * 2**30)
-    return Store() if folder is None else Store(Path(folder), size)
 
 
 def _make_folder(folder: Path) -> None:

@@ -23,11 +23,11 @@ import torch
 
 from infogan_dist import tracking
 from infogan_dist.config import Config
-from infogan_dist.errors import ConfigError, one_line_errors
+from infogan_dist.errors import STOPPED, ConfigError, one_line_errors, write_whole, writing
 from infogan_dist.scores import card
+from infogan_dist.scores.evaluation import FILE
 from infogan_dist.settings import read_config
 
-STOPPED = 75  # as of train
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -89,12 +89,17 @@ def score_seed(children: Children, config: Config, arguments: list[str], kept: P
             return found
     run = Path(config.run)
     children.run("train", *arguments, f"seed={config.seed}", f"run={run}")
-    scores = run / "scores.json"
     own = [word for word in arguments if word.startswith(("scores.", "data."))]
-    children.run("evaluate", str(run), *own, f"--out={scores}")
-    made = card.record(config, json.loads(scores.read_text()), training_seconds(run))
-    card.write(kept, json.dumps(made, indent=1) + "\n")
+    children.run("evaluate", str(run), *own)
+    made = card.record(config, json.loads((run / FILE).read_text()), training_seconds(run))
+    _write(kept, json.dumps(made, indent=1) + "\n")
     return made
+
+
+def _write(path: Path, text: str) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -119,8 +124,8 @@ def main(argv: list[str] | None = None) -> None:
             kept = out.with_suffix("") / f"seed_{seed}.json"
             records.append(score_seed(children, config, arguments, kept))
             made = card.card(out.stem, records)
-            card.write(out, json.dumps(made, indent=1) + "\n")
-            card.write(out.with_suffix(".md"), card.markdown(made))
+            _write(out, json.dumps(made, indent=1) + "\n")
+            _write(out.with_suffix(".md"), card.markdown(made))
         print(card.markdown(made))
         print(f"written: {out}, {out.with_suffix('.md')}, {out.with_suffix('')}/")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import os
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from omegaconf.errors import (
 
 from infogan_dist.checks import check
 from infogan_dist.config import MISSING, Config
-from infogan_dist.errors import ConfigError
+from infogan_dist.errors import ConfigError, write_whole
 
 PACKAGE = Path(__file__).parent
 
@@ -38,24 +37,18 @@ def read_config(arguments: list[str]) -> Config:
     files = [a for a in arguments if "=" not in a]
     for name in files:
         merged = _merge(merged, _read_yaml(name), name)
-    for override in (a for a in arguments if "=" in a):
-        merged = _merge(merged, _parse_override(override), override)
-    return _checked(merged)
+    return _checked(_overridden(merged, [a for a in arguments if "=" in a]))
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Reads a resolved config back from a run folder, with `key=value` overrides. Raises `ConfigError`."""
     merged = _merge(OmegaConf.structured(Config), _read_yaml(str(path)), str(path))
-    for override in overrides:
-        merged = _merge(merged, _parse_override(override), override)
-    return _checked(merged)
+    return _checked(_overridden(merged, overrides))
 
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved config, whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    os.replace(part, path)
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -73,7 +66,11 @@ def flat(config: Config) -> dict[str, Any]:
 
 def differences(old: Config, new: Config) -> list[str]:
     """What differs in fields that change the result, as `key: old -> new`."""
-    before, after, free = flat(old), flat(new), free_keys()
+    return changes(flat(old), flat(new), free_keys())
+
+
+def changes(before: dict[str, Any], after: dict[str, Any], free: set[str]) -> list[str]:
+    """What differs between two flat configs in keys that are not free, as `key: old -> new`."""
     keys = [k for k in {**before, **after} if k not in free and before.get(k) != after.get(k)]
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys]
 
@@ -116,6 +113,12 @@ def _read_yaml(name: str) -> Any:
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{name}: must hold `key: value` lines, not a {type(content).__name__}")
     return _nulls(content or {})
+
+
+def _overridden(merged: Any, overrides: Iterable[str]) -> Any:
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override), override)
+    return merged
 
 
 def _parse_override(text: str) -> Any:

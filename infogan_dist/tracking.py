@@ -27,13 +27,12 @@ from PIL import Image
 from infogan_dist import __version__
 from infogan_dist.config import Config, TrackingConfig
 from infogan_dist.data.fetch import shown
-from infogan_dist.errors import ConfigError, writing
+from infogan_dist.errors import STOPPED, ConfigError, write_whole, writing
 from infogan_dist.settings import flat
 
 METRICS, TIMING, PICTURES, WANDB_ID = "metrics.jsonl", "timing.jsonl", "pictures", "wandb_id"
 CLOCK = "timing/"  # prefix of values that differ from one run of a config to the next
 WANDB_INIT_TIMEOUT_S = 30
-PREEMPTED = 75  # the status with which a run that was stopped ends
 WANDB_PATIENCE_S = 60  # at the end of a run, for what has not been sent or written yet
 
 Pictures = dict[str, np.ndarray]  # uint8 [height, width, 3] by name
@@ -137,7 +136,7 @@ class WandbMirror(GeneralTracker):
 
     def mark_preempting(self) -> None:
         """Tells a sweep to put this run back into its queue; W&B does so where the run then fails."""
-        self._status = PREEMPTED
+        self._status = STOPPED
         self._calls.put(lambda: self.run.mark_preempting())
 
     def _connect(self) -> None:
@@ -260,10 +259,8 @@ def cut_back(folder: Path, step: int) -> None:
         path = folder / name
         if path.is_file():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            part = path.with_suffix(".part")
             with writing(path):
-                part.write_text("".join(f"{line}\n" for line in kept))
-                os.replace(part, path)
+                write_whole(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

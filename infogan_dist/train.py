@@ -11,11 +11,9 @@ import sys
 
 from infogan_dist.config import Config
 from infogan_dist.engine import is_first
-from infogan_dist.errors import one_line_errors
+from infogan_dist.errors import STOPPED, one_line_errors
 from infogan_dist.settings import help_text, presets, read_config
 from infogan_dist.trainer import Outcome, train
-
-STOPPED = 75  # EX_TEMPFAIL: asked to stop, saved, to be started again
 
 
 def main(argv: list[str] | None = None) -> None:

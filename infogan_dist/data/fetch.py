@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
+from infogan_dist.config import DataConfig
 from infogan_dist.data.cache import Cache
 from infogan_dist.errors import ConfigError, DataError
 
@@ -79,6 +80,13 @@ class Store:
             sound=lambda content: _difference(content, size, sha256) is None,
             bring=lambda: _download(url, size, sha256),
         )
+
+
+def open_store(data: DataConfig) -> Store:
+    """The store that a config asks for."""
+    if data.disk_cache is None:
+        return Store()
+    return Store(Path(data.disk_cache), int(data.disk_cache_gib * 2**30))
 
 
 def shown(url: str) -> str:

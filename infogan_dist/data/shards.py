@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from infogan_dist.data.fetch import Store, shown
-from infogan_dist.errors import DataError
+from infogan_dist.errors import DataError, write_whole
 
 MANIFEST = "manifest.json"
 # Members are decoded by these names alone; anything else in a tar is left unread (no pickles, no code).
@@ -119,9 +119,7 @@ def save_manifest(manifest: Manifest, folder: Path) -> None:
     """Writes the manifest, whole or not at all: it is what makes a folder of tars a shard set."""
     tree = asdict(manifest)
     del tree["location"]
-    part = folder / f"{MANIFEST}.part"
-    part.write_text(json.dumps(tree, indent=1) + "\n")
-    os.replace(part, folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(tree, indent=1) + "\n")
 
 
 def resolve(manifest: Manifest, shard: Shard) -> str:

@@ -1,7 +1,6 @@
 """A scorecard: one setting's scores over seeds, their mean, spread and worst."""
 
 import json
-import os
 import platform
 import statistics
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 from infogan_dist import __version__
 from infogan_dist.config import Config
 from infogan_dist.engine import cores
-from infogan_dist.errors import DataError, writing
+from infogan_dist.errors import DataError
 from infogan_dist.scores.evaluation import words, worse
-from infogan_dist.settings import flat, free_keys
+from infogan_dist.settings import changes, flat, free_keys
 
 # Besides what changes a run's result, what a record must agree in to be taken over.
 COMPARED = ("train.steps", "train.epochs", "data.on_error", "scores.")
@@ -59,10 +58,8 @@ def machine() -> dict[str, Any]:
 
 def differing(kept: Record, config: Config) -> list[str]:
     """What a kept record's config differs in, as `key: old -> new`; empty: it is this setting's."""
-    before, after = kept["config"], json.loads(json.dumps(public(config)))
     free = {k for k in free_keys() if not k.startswith(COMPARED)}
-    keys = [k for k in {**before, **after} if k not in free and before.get(k) != after.get(k)]
-    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys]
+    return changes(kept["config"], json.loads(json.dumps(public(config))), free)
 
 
 def card(name: str, records: list[Record]) -> dict[str, Any]:
@@ -133,12 +130,3 @@ def load(path: Path) -> Record | None:
         return kept
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a seed's scores ({error}); remove it to score that seed anew") from None
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text)
-        os.replace(part, path)

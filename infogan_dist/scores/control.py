@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from infogan_dist.codes import ContinuousCode, variable_names
+from infogan_dist.codes import CategoricalCode, ContinuousCode
 from infogan_dist.scores.subject import NotMeasurable, Score, Subject
 
 FINE = 4  # strokes are measured on images enlarged so many times: they are 2 to 4 pixels wide
@@ -70,13 +70,7 @@ def control(subject: Subject) -> Iterator[Score]:
     category (the sign is free; the signed values are in the protocol), and `control_slant_and_width`, the
     mean of the two under the best choice of one variable for slant and another for width.
     """
-    spec = subject.spec
-    variables = [
-        (name, i, variable)
-        for name, code in spec.codes.items()
-        if isinstance(code, ContinuousCode)
-        for i, variable in enumerate(variable_names(name, code))
-    ]
+    variables = subject.variables(ContinuousCode)
     if not variables:
         raise NotMeasurable("needs a continuous code")
     if subject.manifests["train"].image_shape[0] != 1:
@@ -87,13 +81,12 @@ def control(subject: Subject) -> Iterator[Score]:
         return np.stack([of(ink) for of in PROPERTIES.values()], axis=1)
 
     measured = subject.per_image(subject.fake_sizes, len(PROPERTIES), measure)
-    drawn = [subject.latents(i).codes for i in range(len(subject.fake_sizes))]
-    codes = {name: torch.cat([d[name] for d in drawn]).numpy() for name in spec.codes}
+    codes = {name: values.numpy() for name, values in subject.fake_values.items()}
     groups = _groups(subject, codes)
     about = {
         "samples": len(measured),
         "images": "drawn afresh from the prior",
-        "generator": "averaged" if subject.scores.ema else "last",
+        "generator": subject.which_generator,
         "statistic": "mean over categories of |Spearman's rho|",
     }
     strength = np.zeros((len(PROPERTIES), len(variables)))
@@ -113,10 +106,8 @@ def _groups(subject: Subject, codes: dict[str, np.ndarray]) -> dict[str, np.ndar
     """The drawn images [N] of each category of each categorical variable; all, where there is none."""
     groups = {
         f"{variable}={category}": codes[name][:, i] == category
-        for name, code in subject.spec.codes.items()
-        if code.kind == "categorical"
-        for i, variable in enumerate(variable_names(name, code))
-        for category in range(len(code.traversal(0)))
+        for name, i, variable in subject.variables(CategoricalCode)
+        for category in range(len(subject.spec.codes[name].traversal(0)))
     }
     groups = {g: rows for g, rows in groups.items() if rows.sum() > 2}
     return groups or {"all": np.ones(subject.scores.images, bool)}

@@ -4,7 +4,6 @@ A score is a function of a `Subject` that yields `Score`s (and pictures), and a 
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from infogan_dist.config import SCORES
-from infogan_dist.errors import writing
+from infogan_dist.errors import write_whole, writing
 from infogan_dist.scores.control import control
 from infogan_dist.scores.factors import factors
 from infogan_dist.scores.fidelity import fidelity
@@ -82,14 +81,9 @@ def evaluate(
     return found
 
 
-def better(name: str) -> Callable[..., float]:
-    """`max` or `min`, whichever picks the better value of a score."""
-    return min if name.rpartition("/")[2].startswith(LOWER_IS_BETTER) else max
-
-
 def worse(name: str) -> Callable[..., float]:
     """`min` or `max`, whichever picks the worse value of a score."""
-    return max if better(name) is min else min
+    return max if name.rpartition("/")[2].startswith(LOWER_IS_BETTER) else min
 
 
 def table(found: Scores) -> str:
@@ -124,7 +118,5 @@ def save(path: Path, found: Scores, about: dict[str, Any]) -> None:
         "protocol": {score.name: score.protocol for score in found.scores},
         "left_out": found.left_out,
     }
-    part = path.with_suffix(".part")
     with writing(path):
-        part.write_text(json.dumps(tree, indent=1) + "\n")
-        os.replace(part, path)
+        write_whole(path, json.dumps(tree, indent=1) + "\n")

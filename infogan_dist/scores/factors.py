@@ -20,7 +20,7 @@ def factors(subject: Subject) -> Iterator[Score]:
     manifest = subject.manifests["train"]
     if len(manifest.factors) < 2:
         raise NotMeasurable(f"needs two known factors of variation or more, which {manifest.name} lacks")
-    data = subject.images("train")
+    data = subject.images["train"]
     known = subject.per_image(data.sizes, len(manifest.factors), lambda i: data.read(i).factors)
     spread, seed = subject.engine.spread, subject.config.seed
     for reader in subject.real_readers():

@@ -191,7 +191,7 @@ def fidelity(subject: Subject) -> Iterator[Score]:
         "samples": len(fake),
         "real_images": len(real),
         "split": "train",
-        "generator": "averaged" if subject.scores.ema else "last",
+        "generator": subject.which_generator,
         "features": f"{features.name}, {features.fingerprint[:12]}",
     }
     yield Score("fid", frechet_distance(real, fake), about)
@@ -210,7 +210,7 @@ def fidelity(subject: Subject) -> Iterator[Score]:
 
 def _real_features(subject: Subject, split: str, features: Features) -> np.ndarray:
     """A split's features, float64 [N, d], kept on disk by what they are made of: data, limit and network."""
-    data = subject.images(split)
+    data = subject.images[split]
     made_of = [subject.manifests[split].fingerprint(), sum(data.sizes), features.fingerprint]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     path = Path(pooch.os_cache("infogan_dist")) / "features" / f"{key}.safetensors"

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from infogan_dist.scores.subject import Score, Subject
 
@@ -22,18 +21,17 @@ def information(subject: Subject) -> Iterator[Score]:
     which ignores the image; 0 means that the images show nothing.
     """
     spec = subject.spec
-    drawn = [subject.latents(i).codes for i in range(len(subject.fake_sizes))]
     for reader in subject.fake_readers():
         posteriors = subject.fake_codes(reader)
         for name, code in spec.codes.items():
-            values = torch.cat([codes[name] for codes in drawn])
+            values = subject.fake_values[name]
             logs = posteriors[name].log_prob(values).sum(1).numpy()
             bound = code.variables * code.entropy + logs
             uninformed = code.variables * code.uninformed
             about = {
                 "samples": len(values),
                 "images": "drawn afresh from the prior",
-                "generator": "averaged" if subject.scores.ema else "last",
+                "generator": subject.which_generator,
                 "batch_norm": reader.treatment,
                 "entropy": code.variables * code.entropy,
             }

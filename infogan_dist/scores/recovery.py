@@ -6,6 +6,7 @@ applied to held-out ones.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -13,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 from torch.distributions import Categorical
 
-from infogan_dist.codes import variable_names
+from infogan_dist.codes import CategoricalCode
 from infogan_dist.pictures import confusion
 from infogan_dist.scores.subject import NotMeasurable, Picture, Reader, Score, Subject
 
@@ -56,12 +57,7 @@ def recovery(subject: Subject) -> Iterator[Score | Picture]:
     Yields `accuracy_SPLIT_MATCHING`, `nmi_SPLIT`, `ari_SPLIT`, and each again with `_recalibrated` where the
     networks have batch norm; with several categorical variables each name starts with the variable's.
     """
-    variables = [
-        (name, i, variable)
-        for name, code in subject.spec.codes.items()
-        if code.kind == "categorical"
-        for i, variable in enumerate(variable_names(name, code))
-    ]
+    variables = subject.variables(CategoricalCode)
     if not variables:
         raise NotMeasurable("needs a categorical code")
     splits = list(subject.manifests)
@@ -72,19 +68,13 @@ def recovery(subject: Subject) -> Iterator[Score | Picture]:
             prefix = f"{variable}/" if len(variables) > 1 else ""
             categories = {split: _likeliest(codes[name], i) for split, codes in read.items()}
             for found in _variable_scores(subject, reader, categories, labels):
-                yield _prefixed(found, prefix)
+                yield replace(found, name=prefix + found.name)
 
 
 def _likeliest(posterior: object, variable: int) -> np.ndarray:
     assert isinstance(posterior, Categorical)
     logits: Tensor = posterior.logits[:, variable]
     return logits.argmax(-1).numpy()
-
-
-def _prefixed(found: Score | Picture, prefix: str) -> Score | Picture:
-    if isinstance(found, Picture):
-        return Picture(prefix + found.name, found.pixels)
-    return Score(prefix + found.name, found.value, found.protocol)
 
 
 def _variable_scores(

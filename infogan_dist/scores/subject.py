@@ -1,10 +1,9 @@
 """What is scored: a trained model, real images of both splits, and images that it draws."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from infogan_dist.codes import Latents, LatentSpec
+from infogan_dist.codes import Code, Latents, LatentSpec, variable_names
 from infogan_dist.config import Config
-from infogan_dist.data.fetch import Store
+from infogan_dist.data.fetch import open_store
 from infogan_dist.data.finite import PIECE, FinitePass
 from infogan_dist.data.shards import Manifest
 from infogan_dist.engine import Engine
@@ -88,16 +87,20 @@ class Subject:
     All processes call the same methods in the same order; each computes its share, and all get the same.
 
     Args:
-        trained: `generator`, `generator_ema`, `discriminator` and `recognition`, with their weights.
+        load: gives a network the trained weights of that name, `generator`, `generator_ema`, `discriminator`
+            or `recognition`.
         train: the images that it has learned from.
         test: held-out images of the same kind, or None.
+
+    Raises:
+        ConfigError: the held-out images are of another kind.
     """
 
     def __init__(
         self,
         engine: Engine,
         config: Config,
-        trained: Mapping[str, nn.Module],
+        load: Callable[[str, nn.Module], None],
         train: Manifest,
         test: Manifest | None,
     ):
@@ -108,29 +111,42 @@ class Subject:
         generator, discriminator, recognition = build(
             config.networks, self.spec, train.image_shape, config.seed
         )
-        weights = {"generator": trained["generator_ema" if self.scores.ema else "generator"]}
-        own = {"generator": generator, "discriminator": discriminator, "recognition": recognition}
+        drawing = "generator_ema" if self.scores.ema else "generator"
+        own = {drawing: generator, "discriminator": discriminator, "recognition": recognition}
         for name, network in own.items():
-            network.load_state_dict(weights.get(name, trained[name]).state_dict())
+            load(name, network)
             network.to(engine.device, engine.dtype).eval().requires_grad_(False)
         self.generator: Generator = generator
         self.running = Reader(discriminator, recognition, "", "running statistics")
 
-    @lru_cache(maxsize=4)  # noqa: B019 - a subject lives as long as its scores are computed
-    def images(self, split: str) -> FinitePass:
-        """The real images of a split. Raises `NotMeasurable` where there are none."""
-        if split not in self.manifests:
-            raise NotMeasurable("needs held-out images; set data.test, as in data.test=shards/mnist-test")
+        self.images = {split: self._images(split) for split in self.manifests}
+        self._drawn: dict[int, Tensor] = {}
+        self._room = config.data.cache_mib * 2**20
+
+    def _images(self, split: str) -> FinitePass:
+        """The real images of a split."""
         manifest, data = self.manifests[split], self.config.data
         expected = self.manifests["train"].image_shape
         if manifest.image_shape != expected:
             raise ConfigError(
                 f"data.test: images of {list(manifest.image_shape)} where the model has {list(expected)}"
             )
-        folder = None if data.disk_cache is None else Path(data.disk_cache)
-        store = Store(folder, int(data.disk_cache_gib * 2**30))
         skip, kept = data.on_error == "skip", data.cache_mib * 2**20
-        return FinitePass(manifest, store, skip, self.scores.limit, kept)
+        return FinitePass(manifest, open_store(data), skip, self.scores.limit, kept)
+
+    @property
+    def which_generator(self) -> str:
+        """The generator that draws, in words."""
+        return "averaged" if self.scores.ema else "last"
+
+    def variables(self, kind: type[Code]) -> list[tuple[str, int, str]]:
+        """Each variable of the codes of a kind: its code, its index there, and its own name."""
+        return [
+            (name, i, variable)
+            for name, code in self.spec.codes.items()
+            if isinstance(code, kind)
+            for i, variable in enumerate(variable_names(name, code))
+        ]
 
     @cached_property
     def fake_sizes(self) -> list[int]:
@@ -141,14 +157,29 @@ class Subject:
         """The prior's draws from which the i-th piece is drawn."""
         return self.spec.sample(self.config.seed, PURPOSE, i * PIECE, self.fake_sizes[i], self.engine.dtype)
 
+    @cached_property
+    def fake_values(self) -> dict[str, Tensor]:
+        """Each code's values [N, V], by name, from which the images are drawn."""
+        pieces = [self.latents(i).codes for i in range(len(self.fake_sizes))]
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in self.spec.codes}
+
     @torch.no_grad()
     def fakes(self, i: int) -> Tensor:
-        """The i-th piece of drawn images, [n, C, H, W] in [-1, 1] on the device."""
-        return self.generator(self.latents(i).to(self.engine.device).vector)
+        """The i-th piece of drawn images, [n, C, H, W] in [-1, 1] on the device.
+
+        Pieces are kept until they fill `data.cache_mib`, for several scores look at them.
+        """
+        if i in self._drawn:
+            return self._drawn[i]
+        piece = self.generator(self.latents(i).to(self.engine.device).vector)
+        if piece.nbytes <= self._room:
+            self._room -= piece.nbytes
+            self._drawn[i] = piece
+        return piece
 
     def reals(self, split: str, i: int) -> Tensor:
         """The i-th piece of a split, [n, C, H, W] in [-1, 1] on the device."""
-        images = torch.from_numpy(self.images(split).read(i).images)
+        images = torch.from_numpy(self.images[split].read(i).images)
         return images.to(self.engine.device).to(self.engine.dtype) / 127.5 - 1
 
     def per_image(self, sizes: list[int], width: int, task: Callable[[int], Any]) -> np.ndarray:
@@ -162,10 +193,9 @@ class Subject:
         table = self.engine.spread(len(sizes), PIECE * width, row).reshape(len(sizes), PIECE, width)
         return np.concatenate([piece[:n] for piece, n in zip(table, sizes, strict=True)])
 
-    @lru_cache(maxsize=4)  # noqa: B019 - as above
     def labels(self, split: str) -> np.ndarray:
         """The class of each image of a split, int64 [N]. Raises `NotMeasurable` where one has none."""
-        data = self.images(split)
+        data = self.images[split]
         labels = self.per_image(data.sizes, 1, lambda i: data.read(i).labels)[:, 0].astype(np.int64)
         if labels.min() < 0:
             raise NotMeasurable(f"needs labels, which {self.manifests[split].name} lacks")
@@ -173,7 +203,7 @@ class Subject:
 
     def real_codes(self, reader: Reader, split: str) -> dict[str, Distribution]:
         """Q(c|x) of each real image of a split, by code, batch shape [N, V]."""
-        sizes = self.images(split).sizes
+        sizes = self.images[split].sizes
         return self._posteriors(sizes, lambda i: reader.parameters(self.reals(split, i)))
 
     def fake_codes(self, reader: Reader) -> dict[str, Distribution]:
@@ -189,7 +219,7 @@ class Subject:
 
         The running statistics of training mix real and drawn images, which are two distributions.
         """
-        sizes = self.images("train").sizes
+        sizes = self.images["train"].sizes
         return self._readers(sizes, lambda i: self.reals("train", i), "train images")
 
     def fake_readers(self) -> list[Reader]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from torch import nn
 
 from infogan_dist.codes import LatentSpec
 from infogan_dist.data.shards import load_manifest
@@ -28,8 +29,12 @@ def make_subject(tmp_path: Path, small_set: Path) -> Iterator[Callable[..., Subj
         networks = build(config.networks, spec, manifest.image_shape, config.seed)
         names = ("generator", "discriminator", "recognition")
         trained = dict(zip(names, networks, strict=True)) | {"generator_ema": networks[0]}
+
+        def load(name: str, network: nn.Module) -> None:
+            network.load_state_dict(trained[name].state_dict())
+
         held_out = None if test is None else load_manifest(str(test))
-        return Subject(Engine(config), config, trained, manifest, held_out)
+        return Subject(Engine(config), config, load, manifest, held_out)
 
     yield make
     AcceleratorState._reset_state(reset_partial_state=True)

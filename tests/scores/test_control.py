@@ -75,14 +75,14 @@ class Strokes(nn.Module):
         return torch.stack(drawn)[:, None].float() * 2 - 1
 
 
-def scores_of(subject, share: float) -> dict[str, float]:
+def scores_of(make_subject, share: float) -> dict[str, float]:
+    subject = make_subject("scores.images=300", "codes.digit.size=2")
     subject.generator = Strokes(share)
     return {s.name: s.value for s in control(subject)}
 
 
 def test_codes_that_turn_and_thicken_are_told_so(make_subject):
-    subject = make_subject("scores.images=300", "codes.digit.size=2")
-    full = scores_of(subject, 1.0)
+    full = scores_of(make_subject, 1.0)
     assert full["control_slant_style.0"] > 0.99
     assert full["control_width_style.1"] > 0.97  # what a pixel blurs
     # Of 150 draws by chance: |rho| has the mean 0.065 there; thrice that is met less than once in 10,000.
@@ -91,7 +91,7 @@ def test_codes_that_turn_and_thicken_are_told_so(make_subject):
     assert full["control_slant_and_width"] == pytest.approx(
         (full["control_slant_style.0"] + full["control_width_style.1"]) / 2, abs=1e-12
     )
-    half = scores_of(subject, 0.5)  # the noise turns them as much
+    half = scores_of(make_subject, 0.5)  # the noise turns them as much
     assert 0.3 < half["control_slant_style.0"] < 0.7
 
 
