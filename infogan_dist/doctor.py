@@ -17,9 +17,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 
-from infogan_dist import examination, machine
-from infogan_dist.errors import GRACE_S, UserError
-from infogan_dist.machine import FAIL, OK, UNSEEN, WARN, Case, Finding, Findings
+from infogan_dist.console import ERROR_DELAY_S
+from infogan_dist.errors import UserError
+from infogan_dist.preflight import machine, run
+from infogan_dist.preflight.machine import FAIL, OK, UNSEEN, WARN, Case, Finding, Findings
 
 # In this order: what is looked at, by which function, and what must be known of the case before.
 Check = tuple[str, Callable[[Case], Findings], str | None]
@@ -30,20 +31,20 @@ MACHINE: list[Check] = [
     ("signals", machine.signals, None),
 ]
 RUN: list[Check] = [
-    ("config", examination.config, None),
-    ("precision", examination.precision, "config"),
-    ("processes", examination.world, "config"),
-    ("trackers", examination.trackers, "config"),
-    ("run folder", examination.run_folder, "config"),
-    ("disk cache", examination.disk_cache, "config"),
-    ("manifest", examination.manifest, "config"),
-    ("lanes", examination.lanes, "manifest"),
-    ("networks", examination.networks, "manifest"),
-    ("checkpoints", examination.checkpoints, "manifest"),
-    ("disk", examination.disk, "checkpoint_bytes"),
-    ("memory", examination.memory, "manifest"),
-    ("shared memory", examination.shared_memory, "manifest"),
-    ("shards", examination.shards, "manifest"),
+    ("config", run.config, None),
+    ("precision", run.precision, "config"),
+    ("processes", run.world, "config"),
+    ("trackers", run.trackers, "config"),
+    ("run folder", run.run_folder, "config"),
+    ("disk cache", run.disk_cache, "config"),
+    ("manifest", run.manifest, "config"),
+    ("lanes", run.lanes, "manifest"),
+    ("networks", run.networks, "manifest"),
+    ("checkpoints", run.checkpoints, "manifest"),
+    ("disk", run.disk, "checkpoint_bytes"),
+    ("memory", run.memory, "manifest"),
+    ("shared memory", run.shared_memory, "manifest"),
+    ("shards", run.shards, "manifest"),
 ]
 # Which check finds it.
 NEEDS = {"config": "config", "manifest": "manifest", "checkpoint_bytes": "networks"}
@@ -120,7 +121,7 @@ def agreed(case: Case, failed: bool) -> bool:
     """Whether something failed on any process: the first one knows, and goes last, for it holds the store."""
     if case.store is None:
         if not case.is_first:
-            time.sleep(GRACE_S)
+            time.sleep(ERROR_DELAY_S)
         return failed
     peers = [f"left/{rank}" for rank in range(1, case.world)]
     try:

@@ -1,18 +1,16 @@
-"""What a user can get wrong, said in one line: what, where, what to do."""
+"""Errors that a user can correct, and the exit statuses of the command lines."""
 
-import os
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-STOPPED = 75  # exit status (EX_TEMPFAIL): asked to stop, saved, to be started again
-GRACE_S = 3  # a process that fails takes the others down: the first one needs time to speak
+EXIT_STOPPED = (
+    75  # EX_TEMPFAIL: a stop was requested, a checkpoint was saved, start the run again to continue
+)
 
 
 class UserError(Exception):
-    """What a user has to know. Its text is one line; a command line exits with its status."""
+    """An error for the user, with a message of the form `WHERE: WHAT; REMEDY` on one line.
+
+    Attributes:
+        status: exit status of a command line that ends with this error.
+    """
 
     status = 2
 
@@ -22,47 +20,10 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A shard set, an image or a checkpoint is not what it should be."""
+    """A shard set, an image, a checkpoint or another file is missing, damaged or cannot be written."""
 
 
 class TrainingError(UserError):
-    """Training itself went wrong, on every process at the same step."""
+    """Training diverged, on every process at the same step."""
 
     status = 3
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turns a `UserError` into one line on stderr and its exit status.
-
-    Every process of a run meets the same error, so only the first says it; but a `DataError` may be known
-    to one process alone, which therefore speaks for itself.
-    """
-    try:
-        yield
-    except UserError as error:
-        first = int(os.environ.get("RANK", "0")) == 0
-        if first or isinstance(error, DataError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(GRACE_S)
-        sys.exit(error.status)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Says in one line that a file of the run cannot be written; the run ends: its folder is the truth."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}); make room and start again: the run goes "
-            "on from its newest checkpoint"
-        ) from None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)

@@ -25,23 +25,26 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from infogan_dist import __version__, checkpoint
-from infogan_dist.config import SCORES, Config
+from infogan_dist import __version__
+from infogan_dist.config.load import load_config
+from infogan_dist.config.schema import SCORES, Config
+from infogan_dist.console import exit_on_user_error
 from infogan_dist.data.shards import Manifest, load_manifest
-from infogan_dist.engine import Engine
-from infogan_dist.errors import ConfigError, one_line_errors, writing
+from infogan_dist.errors import ConfigError
+from infogan_dist.files import report_unwritable
+from infogan_dist.runtime import checkpoint
+from infogan_dist.runtime.distributed import Engine
 from infogan_dist.scores.evaluation import FILE, evaluate, save, table
-from infogan_dist.scores.subject import Subject
-from infogan_dist.settings import load_config
+from infogan_dist.scores.scored_model import ScoredModel
 
 SHORT = {"data": "data.test", "scores": "scores.names"}
 
 
-def open_subject(found: checkpoint.Checkpoint, config: Config) -> Subject:
+def open_subject(found: checkpoint.Checkpoint, config: Config) -> ScoredModel:
     """A checkpoint's model with the images that its config names. Raises `ConfigError`, `DataError`."""
     train = load_manifest(config.data.shards)
     test = None if config.data.test is None else load_manifest(config.data.test)
-    return Subject(Engine(config), config, partial(checkpoint.load_network, found), train, test)
+    return ScoredModel(Engine(config), config, partial(checkpoint.load_network, found), train, test)
 
 
 def read_words(words: list[str]) -> tuple[list[str], int | None]:
@@ -62,7 +65,7 @@ def read_words(words: list[str]) -> tuple[list[str], int | None]:
     return overrides, step
 
 
-def _about(found: checkpoint.Checkpoint, subject: Subject) -> dict:
+def _about(found: checkpoint.Checkpoint, subject: ScoredModel) -> dict:
     def data(manifest: Manifest) -> dict:
         return {
             "name": manifest.name,
@@ -73,7 +76,7 @@ def _about(found: checkpoint.Checkpoint, subject: Subject) -> dict:
     return {
         "step": found.step,
         "version": __version__,
-        "trained_on": {"name": found.about["data"], "fingerprint": found.about["data_fingerprint"]},
+        "trained_on": {"name": found.metadata["data"], "fingerprint": found.metadata["data_fingerprint"]},
         "data": {split: data(manifest) for split, manifest in subject.manifests.items()},
     }
 
@@ -88,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, help="the file to write [RUN/scores.json]")
     arguments = parser.parse_intermixed_args(argv)
-    with one_line_errors():
+    with exit_on_user_error():
         overrides, step = read_words(arguments.words)
         found = checkpoint.require(arguments.run, step)
         config = load_config(found.path / checkpoint.CONFIG, overrides)
@@ -105,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
             save(out, scores, _about(found, subject))
             for name, pixels in scores.pictures.items():
                 path = out.parent / f"{name.replace('/', '_')}.png"
-                with writing(path):
+                with report_unwritable(path, "set --out to another place"):
                     Image.fromarray(pixels).save(path)
             print(f"{out}: step {found.step:,}\n{table(scores)}")
         subject.engine.close()

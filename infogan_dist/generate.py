@@ -1,8 +1,8 @@
-"""Draws pictures with a trained generator.
+"""Generate images with a trained model.
 
     python -m infogan_dist.generate runs/mnist                           10x10 random samples
     python -m infogan_dist.generate runs/mnist codes.digit=1 grid=5x5    with a code fixed
-    python -m infogan_dist.generate runs/mnist traverse=style.0          a code's values across, noise down
+    python -m infogan_dist.generate runs/mnist traverse=style.0          one code varies along each row
     python -m infogan_dist.generate runs/mnist step=20000 seed=3 --out grid.npz
 
 RUN is a run folder (its newest checkpoint, or that of step=) or a checkpoint folder.
@@ -13,23 +13,24 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from torch import Tensor
+from infogan_dist.console import exit_on_user_error, set_up_logging
+from infogan_dist.errors import ConfigError
 
-from infogan_dist.checkpoint import CONFIG, Checkpoint, load_network, require
-from infogan_dist.codes import Latents, LatentSpec
-from infogan_dist.errors import ConfigError, one_line_errors
-from infogan_dist.networks import Generator
-from infogan_dist.pictures import draw, fixed_latents, grid, sample_latents, traversal_latents
-from infogan_dist.settings import load_config
-
-LARGEST_GRID = 100  # rows or columns
+MAX_GRID = 100  # rows or columns
+KEYS = "codes.NAME, grid, traverse, step, seed"
 
 
 @dataclass
 class Request:
-    """What is to be drawn: `codes` are values by variable, as the user wrote them."""
+    """What to generate.
+
+    Attributes:
+        codes: values of fixed variables by name, as the user wrote them.
+        rows, columns: size of the grid.
+        traverse: variable that varies along each row, or None.
+        step: checkpoint's step, or None for the newest.
+        seed: of noise and codes.
+    """
 
     codes: dict[str, str] = field(default_factory=dict)
     rows: int = 10
@@ -39,51 +40,21 @@ class Request:
     seed: int = 0
 
 
-def load_generator(checkpoint: Checkpoint) -> tuple[Generator, LatentSpec]:
-    """The averaged generator of a checkpoint, and its latents. Raises `ConfigError`, `DataError`."""
-    config = load_config(checkpoint.path / CONFIG)
-    spec = LatentSpec(config.noise, config.codes)
-    channels, height, width = checkpoint.about["image_shape"]
-    generator = Generator(config.networks, spec, (channels, height, width))
-    load_network(checkpoint, "generator_ema", generator)
-    return generator, spec
-
-
-def generate(generator: Generator, spec: LatentSpec, request: Request) -> tuple[Tensor, Latents, int]:
-    """The images [N, C, H, W] in [-1, 1] that a request asks for, their latents, and the grid's columns.
-
-    Raises:
-        ConfigError: an unknown code, or a value outside its prior's range.
-    """
-    if request.traverse is None:
-        latents, columns = sample_latents(spec, request.seed, request.rows * request.columns), request.columns
-    else:
-        latents, columns = traversal_latents(
-            spec, request.seed, request.traverse, request.rows, request.columns
-        )
-        if spec.variable(request.traverse) in [spec.variable(name) for name in request.codes]:
-            raise ConfigError(
-                f"traverse={request.traverse}: codes.{request.traverse} is fixed too; leave one out"
-            )
-    latents = fixed_latents(spec, latents, request.codes)
-    return draw(generator, latents), latents, columns
-
-
 def parse_request(words: list[str]) -> Request:
-    """Reads `codes.NAME=VALUE`, `grid=RxC`, `traverse=NAME`, `step=N`, `seed=N`. Raises `ConfigError`."""
+    """Parse `codes.NAME=VALUE`, `grid=RxC`, `traverse=NAME`, `step=N`, `seed=N`. Raises `ConfigError`."""
     request = Request()
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
-            raise ConfigError(f"{word}: not key=value; there are codes.NAME, grid, traverse, step, seed")
+            raise ConfigError(f"{word}: not key=value; there are {KEYS}")
         if key.startswith("codes."):
             request.codes[key.removeprefix("codes.")] = value
         elif key == "grid":
             match = re.fullmatch(r"(\d+)x(\d+)", value)
             rows, columns = (int(n) for n in match.groups()) if match else (0, 0)
-            if not (1 <= rows <= LARGEST_GRID and 1 <= columns <= LARGEST_GRID):
+            if not (1 <= rows <= MAX_GRID and 1 <= columns <= MAX_GRID):
                 raise ConfigError(
-                    f"{word}: give rows x columns from 1x1 to {LARGEST_GRID}x{LARGEST_GRID}, such as grid=5x5"
+                    f"{word}: give rows x columns from 1x1 to {MAX_GRID}x{MAX_GRID}, such as grid=5x5"
                 )
             request.rows, request.columns = rows, columns
         elif key == "traverse":
@@ -93,22 +64,42 @@ def parse_request(words: list[str]) -> Request:
                 raise ConfigError(f"{word}: give a whole number")
             setattr(request, key, int(value))
         else:
-            raise ConfigError(f"{key}: unknown; there are codes.NAME, grid, traverse, step, seed")
+            raise ConfigError(f"{key}: unknown; there are {KEYS}")
     return request
 
 
-def save(path: Path, images: Tensor, latents: Latents, columns: int) -> None:
-    """Writes a PNG grid, or an NPZ of the images (uint8 [N, H, W, C]) and the codes they were made from."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".png":
-            Image.fromarray(grid(images, columns)).save(path)
+def generate(run: Path, request: Request, out: Path) -> str:
+    """Write the requested images; return a line that describes them.
+
+    Args:
+        run: a run folder, or a checkpoint folder.
+        request: what to generate.
+        out: a PNG file for a grid, or an NPZ file for images and codes.
+
+    Raises:
+        ConfigError, DataError: the checkpoint is missing, a code is unknown, or `out` cannot be written.
+    """
+    # Imported only now, so that --help and a mistake on the command line are answered at once.
+    from infogan_dist.files import report_unwritable
+    from infogan_dist.inference import load_model
+    from infogan_dist.runtime.pictures import image_grid, save_images, save_picture
+
+    model = load_model(run, request.step)
+    if request.traverse is None:
+        columns = request.columns
+        latents = model.sample(request.rows * columns, request.seed, request.codes)
+    else:
+        latents, columns = model.traverse(
+            request.traverse, request.rows, request.columns, request.seed, request.codes
+        )
+    images = model.generate(latents)
+    with report_unwritable(out, "set --out to another place"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".png":
+            save_picture(image_grid(images, columns), out)
         else:
-            pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-            codes = {f"codes.{name}": values.numpy() for name, values in latents.codes.items()}
-            np.savez_compressed(path, images=pixels, **codes)  # type: ignore[arg-type]
-    except OSError as error:
-        raise ConfigError(f"--out {path}: cannot be written ({error.strerror})") from None
+            save_images(images, latents, out)
+    return f"{out}: {len(images)} images of step {model.step:,}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,23 +107,17 @@ def main(argv: list[str] | None = None) -> None:
         prog="generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder or a checkpoint folder")
-    parser.add_argument(
-        "words", metavar="key=value", nargs="*", help="codes.NAME, grid, traverse, step, seed"
-    )
+    parser.add_argument("words", metavar="key=value", nargs="*", help=KEYS)
     parser.add_argument("--out", type=Path, help="PNG grid, or NPZ of images and codes [RUN/samples.png]")
     arguments = parser.parse_intermixed_args(argv)
-    with one_line_errors():
+    set_up_logging()
+    with exit_on_user_error():
         request = parse_request(arguments.words)
-        out = arguments.out or arguments.run / (
-            f"traverse_{request.traverse}.png" if request.traverse else "samples.png"
-        )
+        name = f"traverse_{request.traverse}.png" if request.traverse else "samples.png"
+        out = arguments.out or arguments.run / name
         if out.suffix not in (".png", ".npz"):
             raise ConfigError(f"--out {out}: the name must end in .png or .npz")
-        checkpoint = require(arguments.run, request.step)
-        generator, spec = load_generator(checkpoint)
-        images, latents, columns = generate(generator, spec, request)
-        save(out, images, latents, columns)
-        print(f"{out}: {len(images)} images of step {checkpoint.step:,}")
+        print(generate(arguments.run, request, out))
 
 
 if __name__ == "__main__":

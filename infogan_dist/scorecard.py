@@ -7,7 +7,7 @@ Each seed is a run in RUN/seed_N, on all GPUs of this machine, or the CPU. Stopp
 on where it was, within a seed too; seeds whose scores are there already are taken over, so a scorecard may
 span days. SIGTERM, SIGUSR1 or Ctrl-C: the run of the day saves a checkpoint, and the exit status is 75.
 
-Writes OUT.json with each score's mean, spread, worst and value by seed, the same as a page (OUT.md), and each
+Writes OUT.json with each score's mean, distributed_map, worst and value by seed, the same as a page (OUT.md), and each
 seed's scores with their protocol (OUT/seed_N.json).
 """
 
@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 
-from infogan_dist import tracking
-from infogan_dist.config import Config
-from infogan_dist.errors import STOPPED, ConfigError, one_line_errors, write_whole, writing
+from infogan_dist.config.load import read_config
+from infogan_dist.config.schema import Config
+from infogan_dist.console import exit_on_user_error
+from infogan_dist.errors import EXIT_STOPPED, ConfigError
+from infogan_dist.files import report_unwritable, write_text
+from infogan_dist.runtime import tracking
 from infogan_dist.scores import card
 from infogan_dist.scores.evaluation import FILE
-from infogan_dist.settings import read_config
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -49,7 +51,7 @@ class Children:
         self.process = subprocess.Popen(command, start_new_session=True)
         status = self.process.wait()
         if self.stopped:
-            sys.exit(STOPPED)
+            sys.exit(EXIT_STOPPED)
         if status:
             sys.exit(status)
 
@@ -97,9 +99,9 @@ def score_seed(children: Children, config: Config, arguments: list[str], kept: P
 
 
 def _write(path: Path, text: str) -> None:
-    with writing(path):
+    with report_unwritable(path, "set --out to another place"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text)
+        write_text(path, text)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("words", metavar="CONFIG or key=value", nargs="+", help="as of train, and seeds=")
     parser.add_argument("--out", type=Path, help="the scorecard's file, ending in .json [RUN/scorecard.json]")
     parsed = parser.parse_intermixed_args(argv)
-    with one_line_errors():
+    with exit_on_user_error():
         seeds = [w for w in parsed.words if w.startswith("seeds=")]
         arguments = [w for w in parsed.words if not w.startswith("seeds=")]
         numbers = parse_seeds(seeds[-1].removeprefix("seeds=")) if seeds else [0]

@@ -1,40 +1,51 @@
-"""Trains an InfoGAN.
+"""Train an InfoGAN.
 
     accelerate launch -m infogan_dist.train configs/mnist.yaml [key=value ...]
     python -m infogan_dist.train configs/mnist.yaml train.steps=20000 codes.digit.size=20
 
-YAML files are merged, later ones win, then key=value overrides. Started again in the same run folder, a
-run goes on from its newest checkpoint. SIGTERM, SIGUSR1 or Ctrl-C: it saves a checkpoint and exits with 75.
+YAML files are merged, later ones win, then key=value overrides. Started again in the same run folder, a run
+continues from its newest checkpoint. On SIGTERM, SIGUSR1 or Ctrl-C it saves a checkpoint and exits with 75.
+
+  -h, --help   this text
+  --quiet      print warnings and errors only, and no progress
 """
 
 import sys
+from typing import TYPE_CHECKING
 
-from infogan_dist.config import Config
-from infogan_dist.engine import is_first
-from infogan_dist.errors import STOPPED, one_line_errors
-from infogan_dist.settings import help_text, presets, read_config
-from infogan_dist.trainer import Outcome, train
+from infogan_dist.config.help import help_text
+from infogan_dist.config.load import presets, read_config
+from infogan_dist.config.schema import Config
+from infogan_dist.console import exit_on_user_error, set_up_logging
+from infogan_dist.errors import EXIT_STOPPED
+from infogan_dist.launcher import process_place
+
+if TYPE_CHECKING:
+    from infogan_dist.training.loop import Outcome
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(
-            f"{__doc__}\nPresets: {', '.join(f'configs/{p.name}' for p in presets())}\n\nKeys:\n{help_text()}"
-        )
+        names = ", ".join(f"configs/{p.name}" for p in presets())
+        print(f"{__doc__}\nPresets: {names}\n\nKeys:\n{help_text()}")
         return
-    with one_line_errors():
-        config = read_config(arguments)
+    set_up_logging(quiet="--quiet" in arguments)
+    with exit_on_user_error():
+        config = read_config([a for a in arguments if a != "--quiet"])
+        # Imported only now, so that --help and a refused config are answered at once: torch takes seconds.
+        from infogan_dist.training.loop import train
+
         outcome = train(config)
-    if is_first():
+    if process_place().is_first:
         print(_summary(config, outcome))
     if outcome.stopped:
-        sys.exit(STOPPED)
+        sys.exit(EXIT_STOPPED)
 
 
-def _summary(config: Config, outcome: Outcome) -> str:
-    how = "stopped" if outcome.stopped else "done"
-    lines = [f"{config.run}: {how} at step {outcome.step:,}, {outcome.images_per_second:,.0f} images/s"]
+def _summary(config: Config, outcome: "Outcome") -> str:
+    end = "stopped" if outcome.stopped else "done"
+    lines = [f"{config.run}: {end} at step {outcome.step:,}, {outcome.images_per_second:,.0f} images/s"]
     for name in config.codes:
         if f"bound/{name}" in outcome.metrics:
             bound, entropy = outcome.metrics[f"bound/{name}"], outcome.metrics[f"entropy/{name}"]

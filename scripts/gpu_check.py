@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from infogan_dist.data.sources import Source
-from infogan_dist.make_shards import make_shards
+from infogan_dist.data.write import write_shard_set
 
 PRESET = "configs/quickstart.yaml"
 NO_NORM = (  # for exact comparisons between numbers of processes where batch norm is each process's own
@@ -47,7 +47,7 @@ class Bench:
         self.folder, self.cpu, self.count = folder, cpu, 0
         self.long = 20 if cpu else 300  # steps of a long run
         pixels = np.random.default_rng(0).integers(0, 256, (512, 1, 28, 28), np.uint8)
-        make_shards(Source("noise", len(pixels), [], lambda i: (pixels[i], -1)), folder / "set")
+        write_shard_set(Source("noise", len(pixels), [], lambda i: (pixels[i], -1)), folder / "set")
 
     def train(self, *overrides: str, processes: int = 1, run: Path | None = None) -> Path:
         """Trains a run; returns its folder."""

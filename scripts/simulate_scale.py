@@ -26,18 +26,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from infogan_dist.checks import check_batch
-from infogan_dist.codes import LatentSpec
-from infogan_dist.config import DataConfig
+from infogan_dist.config.load import read_config
+from infogan_dist.config.schema import DataConfig
+from infogan_dist.config.validate import check_batch
+from infogan_dist.console import exit_on_user_error
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.order import Order
 from infogan_dist.data.shards import Manifest
-from infogan_dist.engine import Engine
-from infogan_dist.errors import one_line_errors
-from infogan_dist.networks import build
-from infogan_dist.settings import read_config
-from infogan_dist.state import first_state
-from infogan_dist.steps import Stepper
+from infogan_dist.model.latents import LatentSpec
+from infogan_dist.model.networks import build_networks
+from infogan_dist.runtime.distributed import Engine
+from infogan_dist.training.state import initial_state
+from infogan_dist.training.step import TrainStep
 
 PRESETS = ("configs/mnist.yaml", "configs/mnist_tutorial.yaml")
 PRESET_SHAPE, PRESET_BATCH = (1, 28, 28), 16  # of the step that is counted
@@ -201,8 +201,8 @@ def communication(preset: str) -> dict[str, Any]:
     """
     config = read_config([preset, f"train.batch_size={PRESET_BATCH}", "train.precision=fp32"])
     spec, engine = LatentSpec(config.noise, config.codes), Engine(config)
-    networks = build(config.networks, spec, PRESET_SHAPE, config.seed)
-    state = first_state(config, engine, networks)
+    networks = build_networks(config.networks, spec, PRESET_SHAPE, config.seed)
+    state = initial_state(config, engine, networks)
     norms: dict[str, list[int]] = {"norm_gathered": [], "norm_reduced": []}
 
     def note(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -215,9 +215,7 @@ def communication(preset: str) -> dict[str, Any]:
         norm.register_forward_hook(note)
     with FlopCounterMode(display=False) as counter:
         latents = spec.sample(config.seed, "latents", 0, PRESET_BATCH)
-        Stepper(config, spec, engine, state).train_step(
-            torch.zeros(config.real_batch, *PRESET_SHAPE), latents
-        )
+        TrainStep(config, spec, engine, state).run(torch.zeros(config.real_batch, *PRESET_SHAPE), latents)
     buffers = (b for network in networks for b in network.buffers() if b.is_floating_point())
     modules = {"d": state.d.module, "g": state.g.module}
     return {
@@ -298,7 +296,7 @@ def main(argv: list[str] | None = None) -> None:
     a = _parser().parse_args(argv)
     lanes = a.lanes or a.processes
     asked = f"data.lanes={lanes}", f"train.batch_size={a.batch}"
-    with one_line_errors():
+    with exit_on_user_error():
         check_batch(read_config([PRESETS[0], *asked]), a.processes)
     scale = Scale(a.processes, a.nodes_of, a.samples, a.shards, lanes, a.batch, a.passes, a.image_bytes)
     found, speeds = simulate(scale), (a.bandwidth, a.latency, a.tflops)

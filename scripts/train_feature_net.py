@@ -20,9 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from infogan_dist import streams
+from infogan_dist import rng
+from infogan_dist.console import exit_on_user_error
 from infogan_dist.data.sources import Source, mnist
-from infogan_dist.errors import DataError, one_line_errors
+from infogan_dist.errors import DataError
 from infogan_dist.scores.features import FeatureNet
 
 VERSION = 1  # of this script: raise it with each change of what it writes
@@ -39,7 +40,7 @@ def tensors(source: Source) -> tuple[Tensor, Tensor]:
 
 def augmented(images: Tensor, start: int) -> Tensor:
     """Each image turned and shifted a little; `start` counts the images seen before."""
-    drawn = torch.from_numpy(streams.uniforms(SEED, "augment", start, len(images), 3)).float() * 2 - 1
+    drawn = torch.from_numpy(rng.uniforms(SEED, "augment", start, len(images), 3)).float() * 2 - 1
     angle = torch.deg2rad(drawn[:, 0] * TURN)
     shift = drawn[:, 1:] * SHIFT * 2 / images.shape[-1]  # the image's sides are 2 long
     cos, sin = angle.cos(), angle.sin()
@@ -57,7 +58,7 @@ def accuracy(network: FeatureNet, images: Tensor, labels: Tensor) -> float:
 
 def train(images: Tensor, labels: Tensor, test: tuple[Tensor, Tensor]) -> tuple[FeatureNet, float]:
     """A trained network and its accuracy on the test set."""
-    torch.manual_seed(streams.torch_seed(SEED, "feature net"))
+    torch.manual_seed(rng.torch_seed(SEED, "feature net"))
     network = FeatureNet()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     steps = len(images) // BATCH
@@ -65,7 +66,7 @@ def train(images: Tensor, labels: Tensor, test: tuple[Tensor, Tensor]) -> tuple[
     reached = 0.0
     for epoch in range(EPOCHS):
         network.train()
-        order = torch.from_numpy(streams.permutation(SEED, "order", epoch, len(images)))
+        order = torch.from_numpy(rng.permutation(SEED, "order", epoch, len(images)))
         for step in range(steps):
             rows = order[step * BATCH : (step + 1) * BATCH]
             logits = network(augmented(images[rows], (epoch * steps + step) * BATCH))
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     arguments = parser.parse_args()
     torch.use_deterministic_algorithms(True)
-    with one_line_errors():
+    with exit_on_user_error():
         train_set, test_set = (tensors(mnist(arguments.source, split)) for split in ("train", "test"))
         network, reached = train(*train_set, test_set)
         about = {

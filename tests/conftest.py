@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file
 
 from infogan_dist.data.sources import Source, mnist5k
-from infogan_dist.make_shards import make_shards
-from infogan_dist.train import STOPPED
+from infogan_dist.data.write import write_shard_set
+from infogan_dist.errors import EXIT_STOPPED
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # The last two are what torch itself imports when the first optimizer is made.
 CONTEXT.set_forkserver_preload(
-    ["infogan_dist.train", "infogan_dist.generate", "torch._dynamo", "torch._inductor"]
+    ["infogan_dist.training.loop", "infogan_dist.inference", "torch._dynamo", "torch._inductor"]
 )
 ROOT = Path(__file__).parent.parent
 NETWORKS = ("generator", "discriminator", "recognition", "generator_ema")
@@ -78,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of 5,000 real digits."""
     out = tmp_path_factory.mktemp("digits")
-    make_shards(mnist5k(), out)
+    write_shard_set(mnist5k(), out)
     return out
 
 
@@ -86,7 +86,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of 240 images of 8x8 in 8 shards."""
     out = tmp_path_factory.mktemp("small")
-    make_shards(images_source(240), out, shards=8)
+    write_shard_set(images_source(240), out, shards=8)
     return out
 
 
@@ -148,7 +148,7 @@ class Started:
             ended = [p for p in running if p.exitcode is not None]
             status = status or next((p.exitcode for p in ended if p.exitcode), 0) or 0
             running = [p for p in running if p not in ended]
-            if status not in (0, STOPPED) or not ended:
+            if status not in (0, EXIT_STOPPED) or not ended:
                 for process in running:
                     process.kill()
             assert ended, f"nothing ended within {timeout} s: {self.paths[0][1].read_text()}"

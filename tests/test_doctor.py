@@ -13,8 +13,8 @@ import pytest
 
 from infogan_dist import doctor
 from infogan_dist.data import fetch
-from infogan_dist.machine import FAIL, OK, UNSEEN, WARN, Case, Finding
-from infogan_dist.run import LOCK
+from infogan_dist.preflight.machine import FAIL, OK, UNSEEN, WARN, Case, Finding
+from infogan_dist.training.run import LOCK
 from tests.conftest import Done, Runner, Started, free_port
 
 
@@ -30,7 +30,7 @@ def failures(done: Done) -> dict[str, str]:
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def serial_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that no launcher started and nobody is logged in from, as `environment()` has it."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)

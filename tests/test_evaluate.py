@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from infogan_dist.data.sources import Source
-from infogan_dist.make_shards import make_shards
+from infogan_dist.data.write import write_shard_set
 from infogan_dist.scores.disentanglement import disentanglement
-from infogan_dist.scores.spread import alone
+from infogan_dist.scores.distributed_map import serial_map
 from tests.conftest import Runner, images_source, line_of, read_metrics, same_weights, weights
 
 NORMED = "networks.discriminator=[{kind: conv, out: 8, stride: 2, then: [batchnorm, lrelu]}]"
@@ -55,7 +55,7 @@ def factor_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return [i % 4, i // 4 % 2]
 
     source = Source("bars", 240, ["left", "right"], read, {"brightness": 4, "side": 2}, factors_of)
-    make_shards(source, out, shards=6)
+    write_shard_set(source, out, shards=6)
     return out
 
 
@@ -121,7 +121,7 @@ def test_a_known_factor_that_a_code_shows_is_found(factor_set: Path):
     """The factors themselves, read as codes, are told apart perfectly by what evaluate computes with."""
     numbers = np.arange(240)
     known = np.stack([numbers % 4, numbers // 4 % 2], axis=1)
-    found = dict(disentanglement(known.astype(float), [False, False], known, 0, alone))
+    found = dict(disentanglement(known.astype(float), [False, False], known, 0, serial_map))
     assert found["mig"] == pytest.approx(1.0)
 
 
@@ -177,7 +177,7 @@ def test_the_confusion_matrix_is_a_picture(run_module: Runner, trained: Path):
 def test_what_cannot_be_scored_is_said_in_one_line(
     run_module: Runner, trained: Path, small_set: Path, tmp_path: Path, words: list[str], said: str
 ):
-    make_shards(images_source(16, (1, 4, 4)), tmp_path / "other", shards=1)
+    write_shard_set(images_source(16, (1, 4, 4)), tmp_path / "other", shards=1)
     places = {"tmp": tmp_path, "other": tmp_path / "other", "plain": small_set}
     done = run_module("evaluate", trained, *(w.format(**places) for w in words), status=2)
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]

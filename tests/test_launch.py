@@ -15,7 +15,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
-from infogan_dist.train import STOPPED
+from infogan_dist.errors import EXIT_STOPPED
 from tests.conftest import ROOT, Runner, environment, free_port, same_weights, weights
 from tests.rigs.hosts import half_of_the_cores
 
@@ -85,7 +85,7 @@ def test_the_operator_s_client_reads_the_pytorchjob_and_loses_nothing():
 
 def test_the_pytorchjob_starts_pods_again_that_have_saved_and_stopped():
     """The operator's ExitCode takes a status from 1 to 127 for final; OnFailure none."""
-    assert 1 <= STOPPED < 128
+    assert 1 <= EXIT_STOPPED < 128
     replicas = kubernetes_job()["spec"]["pytorchReplicaSpecs"].values()
     assert {replica["restartPolicy"] for replica in replicas} == {"OnFailure"}
 
@@ -163,7 +163,7 @@ def test_pods_save_when_one_is_stopped_and_go_on_when_started_again(
         time.sleep(0.1)
     os.kill(pods[-1].pid, signal.SIGTERM)
     statuses, said = ends(pods)
-    assert statuses == [STOPPED] * len(pods), said
+    assert statuses == [EXIT_STOPPED] * len(pods), said
     steps = int(re.findall(r"stopped at step ([\d,]+)", said)[0].replace(",", "")) + 5
     statuses, said = ends(start_pods([*tiny_options(tiny, run, steps), *seldom]))
     assert statuses == [0] * len(pods), said

@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from infogan_dist.scorecard import STOPPED
+from infogan_dist.errors import EXIT_STOPPED
 from tests.conftest import Runner, Started, line_of
 
 
@@ -51,7 +51,7 @@ def test_a_scorecard_that_is_stopped_goes_on(tiny: Path, tmp_path: Path, run_mod
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     started.send(signal.SIGUSR1)
-    assert started.wait().status == STOPPED
+    assert started.wait().status == EXIT_STOPPED
     (folder,) = (tmp_path / "run/seed_0/checkpoints").iterdir()
     end = int(folder.name.removeprefix("step_")) + 10
     run_module("scorecard", *words, f"train.steps={end}")

@@ -14,15 +14,15 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from infogan_dist.codes import LatentSpec
-from infogan_dist.config import DataConfig
+from infogan_dist.config.load import read_config
+from infogan_dist.config.schema import DataConfig
 from infogan_dist.data import loader as loader_module
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.order import Order
-from infogan_dist.data.shards import Block, Manifest, read_shard
-from infogan_dist.make_shards import make_shards
-from infogan_dist.networks import build
-from infogan_dist.settings import read_config
+from infogan_dist.data.shards import DecodedShard, Manifest, read_shard
+from infogan_dist.data.write import write_shard_set
+from infogan_dist.model.latents import LatentSpec
+from infogan_dist.model.networks import build_networks
 from scripts import simulate_scale
 from scripts.simulate_scale import (
     Scale,
@@ -69,12 +69,12 @@ def histogram(values: Counter[int], count: int) -> list[int]:
 def test_the_simulation_tells_what_real_loaders_read(
     scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    written, reads = make_shards(images_source(scale.samples), tmp_path, scale.shards), Counter[int]()
+    written, reads = write_shard_set(images_source(scale.samples), tmp_path, scale.shards), Counter[int]()
     assert scale.sizes == [shard.samples for shard in written.shards]
     manifest = dataclasses.replace(written, image_shape=(1, 1, scale.image_bytes))  # for the plan's eyes
     order, own = order_of(scale), scale.lanes // scale.processes
 
-    def noted(manifest: Manifest, index: int, *rest: Any) -> Block:
+    def noted(manifest: Manifest, index: int, *rest: Any) -> DecodedShard:
         reads[index] += 1
         return read_shard(written, index, *rest)
 
@@ -144,7 +144,7 @@ def test_step_ten_million_of_equal_shards_is_found_at_once_by_one_of_4096_proces
 @pytest.mark.parametrize("preset", simulate_scale.PRESETS)
 def test_gradients_are_the_parameters_that_a_step_trains_in_ddps_own_buckets(preset: str):
     counted, config = counted_of(preset), read_config([preset])
-    generator, discriminator, recognition = build(
+    generator, discriminator, recognition = build_networks(
         config.networks, LatentSpec(config.noise, config.codes), simulate_scale.PRESET_SHAPE, 0
     )
     q_with_d = config.objective.q_step == "discriminator"
@@ -168,7 +168,9 @@ def test_a_bucket_is_closed_by_the_parameter_that_fills_it():
 
 def test_batch_norm_is_exchanged_once_for_each_forward_and_backward_of_the_papers_step():
     counted, config = counted_of("configs/mnist.yaml"), read_config(["configs/mnist.yaml"])
-    networks = build(config.networks, LatentSpec(config.noise, config.codes), simulate_scale.PRESET_SHAPE, 0)
+    networks = build_networks(
+        config.networks, LatentSpec(config.noise, config.codes), simulate_scale.PRESET_SHAPE, 0
+    )
     layers = [[len(b) for n, b in network.named_buffers() if n.endswith("mean")] for network in networks]
     # G makes the fakes once. D sees real, fake, and fake again for G's step; Q fake, real (its usage, without
     # a gradient), and fake for G's step.

@@ -13,7 +13,7 @@ ORDER = [
     "errors", "streams", "config", "checks", "settings", "codes", "networks", "objective",
     "data.cache", "data.fetch", "data.shards", "data.finite", "data.order", "data.loader", "data.sources",
     "engine", "metrics", "checkpoint", "tracking", "pictures",
-    "scores.spread", "scores.disentanglement", "scores.features", "scores.subject", "scores.recovery",
+    "scores.distributed_map", "scores.disentanglement", "scores.features", "scores.subject", "scores.recovery",
     "scores.information", "scores.control", "scores.fidelity", "scores.factors", "scores.evaluation",
     "scores.card", "state", "steps", "run", "trainer", "machine", "examination",
 ]  # fmt: skip

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from wandb import wandb_agent
 
-from infogan_dist.config import Config
-from infogan_dist.settings import flat, read_config
+from infogan_dist.config.compare import flatten
+from infogan_dist.config.load import read_config
+from infogan_dist.config.schema import Config
 from tests.conftest import ROOT
 
 FILES = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -84,7 +85,7 @@ def test_the_trainer_gets_just_the_values_suggested(path: Path, agent_s_words: A
     assert all(low < high or isinstance(low, str) for low, *_, high in ranges)
     for pick in (min, max):
         values = dict(zip(sweep["parameters"], map(pick, ranges), strict=True))
-        found = flat(read_config(arguments(agent_s_words(sweep, values))))
+        found = flatten(read_config(arguments(agent_s_words(sweep, values))))
         assert {key: found[key] for key in values} == values
         assert found["run"] == "runs/sweep/abc"
 
@@ -110,7 +111,7 @@ def test_nulls_booleans_lists_and_tables_survive_the_trip(agent_s_words: Any, tm
     plain = ["configs/mnist.yaml", str(file), "run=runs/sweep/abc", "train.steps=2000"]
     assert swept == read_config(plain)
     assert list(swept.codes) == ["digit"]
-    assert flat(swept)["optim.generator.lr"] == 1e-05 != flat(Config())["optim.generator.lr"]
+    assert flatten(swept)["optim.generator.lr"] == 1e-05 != flatten(Config())["optim.generator.lr"]
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infogan_dist.train import STOPPED
+from infogan_dist.errors import EXIT_STOPPED
 from tests.conftest import Runner, Started, line_of, read_metrics, same_weights, weights
 
 BATCH_NORM = "networks.discriminator=[{kind: conv, out: 8, stride: 2, then: [batchnorm, lrelu]}]"
@@ -90,7 +90,7 @@ def test_a_stop_signal_saves_and_the_next_start_goes_on(
         time.sleep(0.05)
     running.send(signal.SIGTERM)
     done = running.wait(60)
-    assert done.status == STOPPED, done.stderr
+    assert done.status == EXIT_STOPPED, done.stderr
     assert "stopped at step" in done.stdout
     (folder,) = (run / "checkpoints").iterdir()
     step = int(folder.name.removeprefix("step_"))

@@ -8,6 +8,42 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Generic, TypeVar
+
+
+K, V = TypeVar("K"), TypeVar("V")
+
+
+class MemoryCache(Generic[K, V]):
+    """Values by key, added in order until they fill a limit; nothing is evicted.
+
+    Which values it contains depends only on the order of calls, so that two processes which make the same calls
+    have the same keys.
+
+    Args:
+        limit: bytes that the values may take together.
+    """
+
+    def __init__(self, limit: int):
+        self.free = limit
+        self._values: dict[K, V] = {}
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, key: K) -> V:
+        return self._values[key]
+
+    def add(self, key: K, value: V, size: int) -> bool:
+        """Add a value of `size` bytes if it fits; return whether it was added."""
+        if size > self.free:
+            return False
+        self.free -= size
+        self._values[key] = value
+        return True
 
 
 class Cache:

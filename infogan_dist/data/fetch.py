@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-from infogan_dist.config import DataConfig
+from infogan_dist.config.schema import DataConfig
 from infogan_dist.data.cache import Cache
 from infogan_dist.errors import ConfigError, DataError
 
@@ -69,7 +69,7 @@ class Store:
         """
         scheme, remote, _ = url.partition("://")
         if url.startswith("pipe:") or (remote and scheme not in ("http", "https", "s3")):
-            raise DataError(f"{shown(url)}: only files, http(s):// and s3:// URLs can be read")
+            raise DataError(f"{redact_url(url)}: only files, http(s):// and s3:// URLs can be read")
         if not remote:
             return _read_local(url, size, sha256)
         # Without a checksum nothing says whether a kept file is still the server's.
@@ -89,7 +89,7 @@ def open_store(data: DataConfig) -> Store:
     return Store(Path(data.disk_cache), int(data.disk_cache_gib * 2**30))
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """A URL as it may be told: without user, password and query (which may sign it); a path as it is."""
     if url.startswith("pipe:"):
         return "pipe:..."
@@ -133,7 +133,9 @@ def _download(url: str, size: int | None, sha256: str | None) -> bytes:
         said = _difference(content, size, sha256)
         if said is None:
             return content
-    raise DataError(f"{shown(url)}: {said}, each of {TRIES} times that it was fetched; restore the shard")
+    raise DataError(
+        f"{redact_url(url)}: {said}, each of {TRIES} times that it was fetched; restore the shard"
+    )
 
 
 def _fetch_whole(url: str, resumable: bool) -> bytes:
@@ -160,7 +162,7 @@ def _fetch_whole(url: str, resumable: bool) -> bytes:
             furthest, tries = max(furthest, len(body)), tries + 1
             if tries >= TRIES:
                 said = f"cannot be read over the network, after {TRIES} tries ({error})"
-                raise NetworkError(f"{shown(url)}: {said}; start again when it can") from None
+                raise NetworkError(f"{redact_url(url)}: {said}; start again when it can") from None
             if isinstance(error, _AnewError) or not (resumable or etag):
                 body, etag = bytearray(), None
         time.sleep(FIRST_PAUSE_S * 2 ** (tries - 1))
@@ -200,12 +202,14 @@ def _refused(url: str, status: int, resumed: bool, code: str = "") -> Exception:
     """What an HTTP status says: no such file, worth another try, or neither."""
     said = f"HTTP {status} {code}".rstrip()
     if status in (404, 410):
-        return FileNotFoundError(shown(url))
+        return FileNotFoundError(redact_url(url))
     if status in (408, 429) or status >= 500:
         return _AgainError(said)
     if resumed and status in (412, 416):
         return _AnewError(said)
-    return DataError(f"{shown(url)}: the server refuses it ({said}); check the URL and the right to read it")
+    return DataError(
+        f"{redact_url(url)}: the server refuses it ({said}); check the URL and the right to read it"
+    )
 
 
 def _request(url: str, start: int, etag: str | None) -> urllib.request.Request:
@@ -233,7 +237,7 @@ def _http(url: str, start: int, etag: str | None) -> Iterator[_Answer]:
         error.close()
         raise _refused(url, error.code, start > 0) from None
     except (ValueError, http.client.InvalidURL):
-        raise DataError(f"{shown(url)}: not a URL that can be read; check it") from None
+        raise DataError(f"{redact_url(url)}: not a URL that can be read; check it") from None
     except (OSError, http.client.HTTPException) as error:
         cause = getattr(error, "reason", error)
         # Never the error's own text, which may hold the URL.
@@ -254,7 +258,7 @@ def _s3_client(process: int) -> Any:
 def _s3(url: str, start: int, etag: str | None) -> Iterator[_Answer]:
     """Asks for an object from byte `start` on, if it still has that ETag."""
     if importlib.util.find_spec("boto3") is None:
-        raise ConfigError(f"{shown(url)}: needs boto3; run `pip install infogan_dist[s3]`")
+        raise ConfigError(f"{redact_url(url)}: needs boto3; run `pip install infogan_dist[s3]`")
     from botocore import exceptions  # pyright: ignore[reportMissingImports]
     from urllib3.exceptions import HTTPError
 
@@ -271,9 +275,9 @@ def _s3(url: str, start: int, etag: str | None) -> Iterator[_Answer]:
         raise _refused(url, meta["HTTPStatusCode"], start > 0, code) from None
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
         remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        raise DataError(f"{shown(url)}: no credentials for S3; {remedy}") from None
+        raise DataError(f"{redact_url(url)}: no credentials for S3; {remedy}") from None
     except again as error:
         raise _AgainError(type(error).__name__) from None
     except (exceptions.BotoCoreError, ValueError) as error:
         said = f"boto3 cannot read it ({type(error).__name__})"
-        raise DataError(f"{shown(url)}: {said}; check the URL and the AWS_... variables") from None
+        raise DataError(f"{redact_url(url)}: {said}; check the URL and the AWS_... variables") from None

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from infogan_dist.data.fetch import Store
-from infogan_dist.data.shards import Block, Manifest, read_shard
+from infogan_dist.data.shards import DecodedShard, Manifest, read_shard
 
-PIECE = 500  # images, at most: what networks see at a time, and so what batch statistics are of
+CHUNK_SIZE = 500  # images, at most: what networks see at a time, and so what batch statistics are of
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Neighbouring images of a shard.
 
     Attributes:
@@ -25,8 +25,8 @@ class Piece:
     factors: np.ndarray
 
 
-class FinitePass:
-    """A shard set cut into pieces of at most `PIECE` images, the same for any number of processes.
+class FiniteDataset:
+    """A shard set cut into pieces of at most `CHUNK_SIZE` images, the same for any number of processes.
 
     Args:
         skip: let others of its shard take the place of images that do not decode, instead of raising.
@@ -46,24 +46,24 @@ class FinitePass:
         self._places: list[tuple[int, int, int]] = []  # shard, first image, end
         left = manifest.samples if limit is None else limit
         for number, shard in enumerate(manifest.shards):
-            for first in range(0, min(shard.samples, left), PIECE):
-                self._places.append((number, first, min(first + PIECE, shard.samples, left)))
+            for first in range(0, min(shard.samples, left), CHUNK_SIZE):
+                self._places.append((number, first, min(first + CHUNK_SIZE, shard.samples, left)))
             left = max(0, left - shard.samples)
-        self._kept: dict[int, Block] = {}
-        self._last: tuple[int, Block] | None = None
+        self._kept: dict[int, DecodedShard] = {}
+        self._last: tuple[int, DecodedShard] | None = None
 
     @property
     def sizes(self) -> list[int]:
         """Images of each piece."""
         return [end - first for _, first, end in self._places]
 
-    def read(self, i: int) -> Piece:
+    def read(self, i: int) -> Chunk:
         """The i-th piece. Raises `DataError`."""
         shard, first, end = self._places[i]
         block, rows = self._block(shard), slice(first, end)
-        return Piece(block.images[rows], block.labels[rows], block.factors[rows])
+        return Chunk(block.images[rows], block.labels[rows], block.factors[rows])
 
-    def _block(self, shard: int) -> Block:
+    def _block(self, shard: int) -> DecodedShard:
         """A decoded shard; the last one is at hand for its further pieces, whatever else is kept."""
         if shard in self._kept:
             return self._kept[shard]

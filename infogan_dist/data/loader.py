@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from infogan_dist.data.fetch import NetworkError, Store
-from infogan_dist.data.order import Order, Visit
-from infogan_dist.data.shards import Block, Manifest, read_shard
+from infogan_dist.data.order import Order, ShardVisit
+from infogan_dist.data.shards import DecodedShard, Manifest, read_shard
 from infogan_dist.errors import DataError, UserError
 
 
@@ -31,10 +31,10 @@ class Batch:
     substituted: Tensor
 
 
-Decoded = tuple[Tensor, Tensor, Tensor, list[str]]  # a Block as tensors
+Decoded = tuple[Tensor, Tensor, Tensor, list[str]]  # a DecodedShard as tensors
 
 
-class Blocks(Dataset):
+class ShardDataset(Dataset):
     """Decoded shards by number. A broken one is handed over as its error, to be raised where it is seen.
 
     Where broken ones are to be skipped, the next shard of the set that is whole takes a broken one's place.
@@ -56,7 +56,7 @@ class Blocks(Dataset):
             block.notes,
         )
 
-    def _read(self, index: int) -> Block:
+    def _read(self, index: int) -> DecodedShard:
         try:
             return read_shard(self.manifest, index, self.store, self.skip)
         except NetworkError:
@@ -66,7 +66,7 @@ class Blocks(Dataset):
                 raise
             return self._stand_in(index, error)
 
-    def _stand_in(self, index: int, error: DataError) -> Block:
+    def _stand_in(self, index: int, error: DataError) -> DecodedShard:
         count = len(self.manifest.shards)
         for other in range(index + 1, index + count):
             try:
@@ -78,7 +78,7 @@ class Blocks(Dataset):
             size = self.manifest.shards[index].samples
             rows = np.arange(size) % len(block.images)
             notes, factors = [str(error)], block.factors[rows]
-            return Block(block.images[rows], block.labels[rows], np.ones(size, bool), notes, factors)
+            return DecodedShard(block.images[rows], block.labels[rows], np.ones(size, bool), notes, factors)
         raise error
 
 
@@ -107,14 +107,14 @@ class Loader:
     ):
         self.manifest, self.order, self.lanes = manifest, order, lanes
         self.workers, self.cache_bytes, self.pin = workers, cache_bytes, pin
-        self.blocks = Blocks(manifest, store or Store(), skip)
+        self.blocks = ShardDataset(manifest, store or Store(), skip)
         self._noted: set[str] = set()
 
     def batches(self, step: int) -> Iterator[Batch]:
         """Batches `step`, `step + 1`, ... without end. Raises `DataError` where a shard is broken."""
         share = self.order.share
         blocks = self._blocks(step)
-        current: dict[int, _Stay] = {}
+        current: dict[int, LaneCursor] = {}
         position = step * share
         while True:
             parts: list[tuple[Tensor, ...]] = []
@@ -126,7 +126,7 @@ class Loader:
                         visit, block = next(blocks)
                         assert (visit.lane, visit.begin) == (lane, position + taken)
                         rows = torch.from_numpy(self.order.within(visit.place)[visit.offset :])
-                        current[lane] = stay = _Stay(block, rows)
+                        current[lane] = stay = LaneCursor(block, rows)
                     part = stay.take(share - taken)
                     parts.append(part)
                     taken += len(part[0])
@@ -137,7 +137,7 @@ class Loader:
         joined = [torch.cat(side) for side in zip(*parts, strict=True)]
         return Batch(*(side.pin_memory() if self.pin else side for side in joined))
 
-    def _blocks(self, step: int) -> Iterator[tuple[Visit, Decoded]]:
+    def _blocks(self, step: int) -> Iterator[tuple[ShardVisit, Decoded]]:
         """Each visit with its decoded shard, fetched or kept."""
         fetched = iter(
             DataLoader(
@@ -165,7 +165,7 @@ class Loader:
                 print(f"warning: skipped {note}", file=sys.stderr, flush=True)
         self._noted.update(notes)
 
-    def plan(self, step: int) -> Iterator[tuple[Visit, bool, bool]]:
+    def plan(self, step: int) -> Iterator[tuple[ShardVisit, bool, bool]]:
         """The visits in the order of need, and for each whether its shard is fetched, and then kept.
 
         What is kept follows from the order alone, so that the loading subprocesses, which run ahead, and
@@ -173,7 +173,7 @@ class Loader:
         """
         start, share = step * self.order.share, self.order.share
 
-        def need(visit: Visit) -> tuple[int, int, int]:
+        def need(visit: ShardVisit) -> tuple[int, int, int]:
             return (visit.begin - start) // share, visit.lane, visit.begin
 
         kept: set[int] = set()
@@ -205,7 +205,7 @@ class _Fetches(Iterable[int]):
                 return  # all there is stays in memory: the plan goes on, but fetches nothing more
 
 
-class _Stay:
+class LaneCursor:
     """What a lane still has to read of its current shard."""
 
     def __init__(self, block: Decoded, rows: Tensor):

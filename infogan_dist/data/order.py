@@ -13,11 +13,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from infogan_dist.streams import permutation
+from infogan_dist.rng import permutation
+
+DRIFT_WARNING_THRESHOLD = 0.05  # epochs that lanes may be apart before the user is warned
 
 
 @dataclass(frozen=True)
-class Visit:
+class ShardVisit:
     """A lane's stay in a shard: its samples `offset` to the end, in the place's own order.
 
     Attributes:
@@ -95,12 +97,23 @@ class Order:
         ahead = self._lane_samples(0) - places * self.sizes.mean()
         return float(ahead.max() - ahead.min()) * self.lanes / float(self.sizes.sum())
 
-    def visits(self, lane: int, step: int) -> Iterator[Visit]:
+    def drift_warning(self) -> str | None:
+        """Return a message about lanes that drift apart noticeably, else None."""
+        drift = self.drift()
+        if drift <= DRIFT_WARNING_THRESHOLD:
+            return None
+        least, most = self.sizes.min(), self.sizes.max()
+        return (
+            f"data.shards: shards contain {least:,} to {most:,} images, so epochs overlap by {drift:.0%} of an epoch; "
+            f"create the set again with --shards a multiple of {self.lanes}, or set data.lanes"
+        )
+
+    def visits(self, lane: int, step: int) -> Iterator[ShardVisit]:
         """A lane's stays from global batch `step` on, without end."""
         begin = step * self.share
         place, offset = self.locate(lane, begin)
         while True:
             shard = self.shard_at(place)
-            yield Visit(lane, place, shard, begin, offset)
+            yield ShardVisit(lane, place, shard, begin, offset)
             begin += int(self.sizes[shard]) - offset
             place, offset = place + self.lanes, 0

@@ -3,23 +3,22 @@
 import hashlib
 import io
 import json
-import os
+import math
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import webdataset as wds
-from PIL import Image, ImageOps
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from infogan_dist.data.fetch import Store, shown
-from infogan_dist.errors import DataError, write_whole
+from infogan_dist.data.fetch import Store, redact_url
+from infogan_dist.data.images import decode_image
+from infogan_dist.errors import DataError
+from infogan_dist.files import write_text
 
 MANIFEST = "manifest.json"
 # Members are decoded by these names alone; anything else in a tar is left unread (no pickles, no code).
-IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "bmp")
 LABEL_TYPE = "cls"
 FACTORS_TYPE = "factors.json"  # a list of whole numbers: each known factor's value
 NO_LABEL = -1
@@ -59,7 +58,18 @@ class Manifest:
 
     @property
     def samples(self) -> int:
-        return sum(shard.samples for shard in self.shards)
+        """Number of images."""
+        return sum(self.shard_sizes)
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Number of images of each shard."""
+        return [shard.samples for shard in self.shards]
+
+    @property
+    def decoded_sample_bytes(self) -> int:
+        """Bytes of a decoded sample in memory: image, label (8) and whether it is a substitute (1)."""
+        return math.prod(self.image_shape) + 9
 
     def fingerprint(self) -> str:
         """SHA-256 of what the images are, wherever they lie: two sets with the same are the same data."""
@@ -68,7 +78,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Block:
+class DecodedShard:
     """A decoded shard.
 
     Attributes:
@@ -93,7 +103,7 @@ def load_manifest(location: str) -> Manifest:
         DataError: there is none, or it is not one.
     """
     base = location.removesuffix(MANIFEST).rstrip("/") or "."
-    where = shown(f"{base}/{MANIFEST}")
+    where = redact_url(f"{base}/{MANIFEST}")
     try:
         tree = json.loads(Store().read(f"{base}/{MANIFEST}"))
         shards = [Shard(**s) for s in tree["shards"]]
@@ -105,8 +115,8 @@ def load_manifest(location: str) -> Manifest:
         )
     except FileNotFoundError:
         raise DataError(
-            f"{shown(location)}: no shard set there ({MANIFEST} is missing); make one with "
-            f"`python -m infogan_dist.make_shards mnist --out {shown(location)}`, or set data.shards"
+            f"{redact_url(location)}: no shard set there ({MANIFEST} is missing); make one with "
+            f"`python -m infogan_dist.make_shards mnist --out {redact_url(location)}`, or set data.shards"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: not a manifest of shards ({error!r}); make the set again") from None
@@ -119,7 +129,7 @@ def save_manifest(manifest: Manifest, folder: Path) -> None:
     """Writes the manifest, whole or not at all: it is what makes a folder of tars a shard set."""
     tree = asdict(manifest)
     del tree["location"]
-    write_whole(folder / MANIFEST, json.dumps(tree, indent=1) + "\n")
+    write_text(folder / MANIFEST, json.dumps(tree, indent=1) + "\n")
 
 
 def resolve(manifest: Manifest, shard: Shard) -> str:
@@ -128,7 +138,9 @@ def resolve(manifest: Manifest, shard: Shard) -> str:
     return shard.url if whole else f"{manifest.location}/{shard.url}"
 
 
-def read_shard(manifest: Manifest, index: int, store: Store | None = None, skip: bool = False) -> Block:
+def read_shard(
+    manifest: Manifest, index: int, store: Store | None = None, skip: bool = False
+) -> DecodedShard:
     """Fetches, verifies and decodes a shard.
 
     Args:
@@ -167,7 +179,7 @@ def read_shard(manifest: Manifest, index: int, store: Store | None = None, skip:
     stand_in = whole[np.searchsorted(whole, np.flatnonzero(broken)) % len(whole)]
     for column in (images, labels, factors):
         column[broken] = column[stand_in]
-    return Block(images, labels, broken, notes, factors)
+    return DecodedShard(images, labels, broken, notes, factors)
 
 
 def fetch_shard(manifest: Manifest, index: int, store: Store) -> tuple[str, bytes]:
@@ -175,9 +187,11 @@ def fetch_shard(manifest: Manifest, index: int, store: Store) -> tuple[str, byte
     shard = manifest.shards[index]
     url = resolve(manifest, shard)
     try:
-        return shown(url), store.read(url, shard.bytes, shard.sha256)
+        return redact_url(url), store.read(url, shard.bytes, shard.sha256)
     except FileNotFoundError:
-        raise DataError(f"{shown(url)}: the shard is missing; restore it, or make the set again") from None
+        raise DataError(
+            f"{redact_url(url)}: the shard is missing; restore it, or make the set again"
+        ) from None
 
 
 def samples_of(content: bytes, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -189,46 +203,6 @@ def samples_of(content: bytes, url: str) -> Iterator[tuple[str, dict[str, bytes]
                 yield sample["__key__"], members
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise DataError(f"{url}: not a readable tar ({error})") from None
-
-
-def decode_image(
-    member: dict[str, bytes], where: str, shape: tuple[int, int, int] | None, fit: bool
-) -> np.ndarray:
-    """The sample's image as uint8 [C, H, W].
-
-    Args:
-        shape: what it must be; None takes it as it is, grey or colour.
-        fit: scale and crop to `shape`, keeping the aspect, instead of refusing another size.
-    """
-    kind = next((k for k in IMAGE_TYPES if k in member), None)
-    if kind is None:
-        raise DataError(
-            f"{where}: no image (a member ending in {', '.join(IMAGE_TYPES)}); it has {sorted(member)}"
-        )
-    try:
-        with Image.open(io.BytesIO(member[kind]), formats=("PNG", "JPEG", "WEBP", "BMP")) as image:
-            array = as_array(image, shape if fit else None)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}.{kind}: not a readable image ({error})") from None
-    if shape is not None and array.shape != shape:
-        raise DataError(
-            f"{where}.{kind}: an image of shape {list(array.shape)} where {list(shape)} is promised"
-        )
-    return array
-
-
-def as_array(image: Image.Image, shape: tuple[int, int, int] | None) -> np.ndarray:
-    """A picture as uint8 [C, H, W]: fitted to `shape`, or as it is, grey where it has no colour channels."""
-    image = ImageOps.exif_transpose(image)
-    if shape is None:
-        grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
-        image = image.convert("L" if grey else "RGB")
-    else:
-        image = image.convert("L" if shape[0] == 1 else "RGB")
-        if image.size != (shape[2], shape[1]):
-            image = ImageOps.fit(image, (shape[2], shape[1]), Image.Resampling.LANCZOS)
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def decode_label(member: dict[str, bytes], where: str) -> int:
@@ -252,32 +226,3 @@ def decode_factors(member: dict[str, bytes], where: str, sizes: dict[str, int]) 
         return [int(v) for v in values]
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{where}.{FACTORS_TYPE}: not the values of {', '.join(sizes)} ({error})") from None
-
-
-def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int, Sequence[int]]]) -> Shard:
-    """Writes samples (key, uint8 [C, H, W], label, factors) into a tar, whole or not at all.
-
-    The image is a PNG, the label a .cls, the factors (of sets that have some) a .factors.json.
-
-    The same samples give the same bytes: nothing in the file tells when or by whom it was written.
-    """
-    part, count = path.with_suffix(".part"), 0
-    with part.open("wb") as stream, wds.TarWriter(stream, mtime=0, user="", group="") as tar:  # type: ignore[attr-defined]
-        for key, array, label, factors in samples:
-            entry: dict[str, str | bytes] = {"__key__": key, "png": encode_png(array)}
-            if label != NO_LABEL:
-                entry[LABEL_TYPE] = str(label).encode()
-            if factors:
-                entry[FACTORS_TYPE] = json.dumps(list(factors)).encode()
-            tar.write(entry)
-            count += 1
-    content = part.read_bytes()
-    os.replace(part, path)
-    return Shard(path.name, count, len(content), hashlib.sha256(content).hexdigest())
-
-
-def encode_png(array: np.ndarray) -> bytes:
-    """uint8 [C, H, W], C = 1 or 3, as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)).save(buffer, "png")
-    return buffer.getvalue()

@@ -11,7 +11,8 @@ import numpy as np
 import pooch
 from PIL import Image, ImageDraw
 
-from infogan_dist.data.shards import NO_LABEL, as_array
+from infogan_dist.data.images import as_array
+from infogan_dist.data.shards import NO_LABEL
 from infogan_dist.errors import DataError
 
 DIGITS = [str(d) for d in range(10)]

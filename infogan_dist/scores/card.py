@@ -1,4 +1,4 @@
-"""A scorecard: one setting's scores over seeds, their mean, spread and worst."""
+"""A scorecard: one setting's scores over seeds, their mean, distributed_map and worst."""
 
 import json
 import platform
@@ -9,14 +9,12 @@ from typing import Any
 import torch
 
 from infogan_dist import __version__
-from infogan_dist.config import Config
-from infogan_dist.engine import cores
+from infogan_dist.config.compare import differences, flatten
+from infogan_dist.config.schema import Config, Effect
 from infogan_dist.errors import DataError
+from infogan_dist.runtime.distributed import cores
 from infogan_dist.scores.evaluation import words, worse
-from infogan_dist.settings import changes, flat, free_keys
 
-# Besides what changes a run's result, what a record must agree in to be taken over.
-COMPARED = ("train.steps", "train.epochs", "data.on_error", "scores.")
 # What tells nothing of the result, and of the machine too much.
 PRIVATE = ("run", "seed", "tracking.", "data.shards", "data.test", "data.disk_cache", "scores.features")
 
@@ -41,7 +39,7 @@ def record(config: Config, scores: dict[str, Any], seconds: float) -> Record:
 
 def public(config: Config) -> dict[str, Any]:
     """The config as `{"train.steps": ...}`, without what says where files lie."""
-    return {k: v for k, v in flat(config).items() if not k.startswith(PRIVATE)}
+    return {k: v for k, v in flatten(config).items() if not k.startswith(PRIVATE)}
 
 
 def machine() -> dict[str, Any]:
@@ -58,8 +56,8 @@ def machine() -> dict[str, Any]:
 
 def differing(kept: Record, config: Config) -> list[str]:
     """What a kept record's config differs in, as `key: old -> new`; empty: it is this setting's."""
-    free = {k for k in free_keys() if not k.startswith(COMPARED)}
-    return changes(kept["config"], json.loads(json.dumps(public(config))), free)
+    compared = {Effect.TRAINING, Effect.LENGTH, Effect.SCORES}
+    return differences(kept["config"], json.loads(json.dumps(public(config))), compared)
 
 
 def card(name: str, records: list[Record]) -> dict[str, Any]:
@@ -96,7 +94,7 @@ def card(name: str, records: list[Record]) -> dict[str, Any]:
 
 
 def markdown(made: dict[str, Any]) -> str:
-    """The scorecard as a page: each score's mean, spread, worst and protocol."""
+    """The scorecard as a page: each score's mean, distributed_map, worst and protocol."""
     seeds, machine_of = made["seeds"], made["machine"]
     gpus = ", ".join(machine_of["gpus"]) or "no GPU"
     hours = made["wall_time"]["training_seconds"] / 3600 / len(seeds)

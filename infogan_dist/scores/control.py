@@ -15,8 +15,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from infogan_dist.codes import CategoricalCode, ContinuousCode
-from infogan_dist.scores.subject import NotMeasurable, Score, Subject
+from infogan_dist.model.codes import CategoricalCode, ContinuousCode
+from infogan_dist.scores.scored_model import NotMeasurable, Score, ScoredModel
 
 FINE = 4  # strokes are measured on images enlarged so many times: they are 2 to 4 pixels wide
 
@@ -63,7 +63,7 @@ def stroke_widths(ink: Tensor) -> np.ndarray:
 PROPERTIES = {"slant": slants, "width": stroke_widths}
 
 
-def control(subject: Subject) -> Iterator[Score]:
+def control(subject: ScoredModel) -> Iterator[Score]:
     """Rank correlations between each continuous variable and each property of drawn digits.
 
     Yields `control_PROPERTY_VARIABLE`, the mean over categories of |Spearman's rho| among digits of one
@@ -102,7 +102,7 @@ def control(subject: Subject) -> Iterator[Score]:
         yield Score("control_slant_and_width", value, {**about, "variables": chosen})
 
 
-def _groups(subject: Subject, codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _groups(subject: ScoredModel, codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The drawn images [N] of each category of each categorical variable; all, where there is none."""
     groups = {
         f"{variable}={category}": codes[name][:, i] == category

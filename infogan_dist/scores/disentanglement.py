@@ -8,7 +8,7 @@ All take what Q reads from N images, and the factors from which those images wer
 
 Two images or more, codes finite. A factor with a single value says nothing and is left out; where all are
 such, each score raises `DataError`. A code with a single value is dead: it tells nothing of any factor, and
-no score divides by its spread. No score depends on the place or scale of a continuous code, nor, but for
+no score divides by its distributed_map. No score depends on the place or scale of a continuous code, nor, but for
 the forests of `dci`, on the numbers of categories. Numbers of bins, images and votes are those of Locatello
 et al. 2019 (arXiv 1811.12359), who ran all these scores side by side, where a paper leaves them open.
 """
@@ -24,8 +24,8 @@ from sklearn.metrics import mutual_info_score
 from sklearn.tree import DecisionTreeClassifier
 
 from infogan_dist.errors import DataError
-from infogan_dist.scores.spread import Spread
-from infogan_dist.streams import permutation, uniforms
+from infogan_dist.rng import permutation, uniforms
+from infogan_dist.scores.distributed_map import DistributedMap
 
 BINS = 20  # of a continuous code, for its mutual information
 FITTED, JUDGED = 10_000, 5_000  # images, votes or points that a classifier is fitted to and judged on
@@ -35,22 +35,26 @@ NOTHING = 1e-9  # nats: rounding, where a code says nothing at all
 
 
 def disentanglement(
-    codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, seed: int, spread: Spread
+    codes: np.ndarray,
+    discrete: Sequence[bool],
+    factors: np.ndarray,
+    seed: int,
+    distributed_map: DistributedMap,
 ) -> Iterator[tuple[str, float]]:
     """Yields every score of this module as (name, value); each is at most 1, and 1 is best."""
-    yield "mig", mig(codes, discrete, factors, spread)
-    yield "sap", sap(codes, discrete, factors, seed, spread)
-    found = dci(codes, discrete, factors, seed, spread)
+    yield "mig", mig(codes, discrete, factors, distributed_map)
+    yield "sap", sap(codes, discrete, factors, seed, distributed_map)
+    found = dci(codes, discrete, factors, seed, distributed_map)
     yield "dci_disentanglement", found.disentanglement
     yield "dci_completeness", found.completeness
     yield "dci_informativeness", found.informativeness
-    yield "factor_vae", factor_vae(codes, discrete, factors, seed, spread)
-    yield "beta_vae", beta_vae(codes, discrete, factors, seed, spread)
-    yield "modularity", modularity(codes, discrete, factors, spread)
+    yield "factor_vae", factor_vae(codes, discrete, factors, seed, distributed_map)
+    yield "beta_vae", beta_vae(codes, discrete, factors, seed, distributed_map)
+    yield "modularity", modularity(codes, discrete, factors, distributed_map)
 
 
 def mutual_information(
-    codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, spread: Spread
+    codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, distributed_map: DistributedMap
 ) -> np.ndarray:
     """The empirical mutual information of each code and each varying factor, in nats: float64 [D, K].
 
@@ -61,10 +65,12 @@ def mutual_information(
     def row(i: int) -> list[float]:
         return [mutual_info_score(_bins(codes[:, i], discrete[i]), factor) for factor in factors.T]
 
-    return spread(codes.shape[1], factors.shape[1], row)
+    return distributed_map(codes.shape[1], factors.shape[1], row)
 
 
-def mig(codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, spread: Spread) -> float:
+def mig(
+    codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, distributed_map: DistributedMap
+) -> float:
     """The mutual information gap of Chen et al. 2018 (arXiv 1802.04942), eq. 6, in [0, 1].
 
     How much more of a factor its best code knows than its second best (0 if there is one code), as a share
@@ -74,17 +80,19 @@ def mig(codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, spread
     """
     shares = (np.bincount(f) / len(f) for f in _varying(factors).T)
     entropies = np.array([entr(share).sum() for share in shares])
-    return float((_gaps(mutual_information(codes, discrete, factors, spread)) / entropies).mean())
+    return float((_gaps(mutual_information(codes, discrete, factors, distributed_map)) / entropies).mean())
 
 
-def modularity(codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, spread: Spread) -> float:
+def modularity(
+    codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, distributed_map: DistributedMap
+) -> float:
     """The modularity of Ridgeway & Mozer 2018 (arXiv 1802.05312), section 3, in [0, 1].
 
     1 for a code that knows one factor alone, 0 for one that knows all alike; the mean over codes. The
     paper's ratio is 0 / 0 for a code that says nothing of any factor: it is left out, and the score is 0
     where all are such.
     """
-    information = mutual_information(codes, discrete, factors, spread)
+    information = mutual_information(codes, discrete, factors, distributed_map)
     squares = np.square(information[information.max(axis=1) > NOTHING])
     if not len(squares):
         return 0.0
@@ -93,7 +101,13 @@ def modularity(codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray,
     return float(np.mean(1 - (squares.sum(axis=1) - largest) / (largest * others)))
 
 
-def sap(codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, seed: int, spread: Spread) -> float:
+def sap(
+    codes: np.ndarray,
+    discrete: Sequence[bool],
+    factors: np.ndarray,
+    seed: int,
+    distributed_map: DistributedMap,
+) -> float:
     """The separated attribute predictability of Kumar et al. 2018 (arXiv 1711.00848), section 3, in [0, 1].
 
     By how much a factor is better told from its best code than from its second best (0 if there is one
@@ -116,7 +130,7 @@ def sap(codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, seed: 
         count = np.bincount(factor[judged])
         return float(np.mean(right[count > 0] / count[count > 0]))
 
-    return float(_gaps(spread(codes.shape[1] * width, 1, row).reshape(-1, width)).mean())
+    return float(_gaps(distributed_map(codes.shape[1] * width, 1, row).reshape(-1, width)).mean())
 
 
 @dataclass(frozen=True)
@@ -128,7 +142,13 @@ class DCI:
     informativeness: float
 
 
-def dci(codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, seed: int, spread: Spread) -> DCI:
+def dci(
+    codes: np.ndarray,
+    discrete: Sequence[bool],
+    factors: np.ndarray,
+    seed: int,
+    distributed_map: DistributedMap,
+) -> DCI:
     """Disentanglement, completeness and informativeness of Eastwood & Williams 2018, section 2.
 
     Each factor is told from all codes; `disentanglement` says how far a code serves one factor alone (the
@@ -158,7 +178,7 @@ def dci(codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, seed: 
         best = forests[int(np.argmax(right >= right.max() - error))]
         return [*best.feature_importances_, best.score(codes[judged], factors[judged, k])]
 
-    table = spread(factors.shape[1], codes.shape[1] + 1, row)
+    table = distributed_map(factors.shape[1], codes.shape[1] + 1, row)
     importance = table[:, :-1].T
     served = importance.sum(axis=1)
     return DCI(
@@ -169,7 +189,11 @@ def dci(codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, seed: 
 
 
 def factor_vae(
-    codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, seed: int, spread: Spread
+    codes: np.ndarray,
+    discrete: Sequence[bool],
+    factors: np.ndarray,
+    seed: int,
+    distributed_map: DistributedMap,
 ) -> float:
     """The score of Kim & Mnih 2018 (arXiv 1802.05983), section 4; chance is about 1 / K.
 
@@ -192,7 +216,7 @@ def factor_vae(
         np.divide(_variances(batch, discrete), overall, out=ratio, where=live)
         return factor, int(ratio.argmin())
 
-    votes = spread(FITTED + JUDGED, 2, vote).astype(np.int64)
+    votes = distributed_map(FITTED + JUDGED, 2, vote).astype(np.int64)
     counts = np.zeros((factors.shape[1], codes.shape[1]))
     np.add.at(counts, tuple(votes[:FITTED].T), 1)
     factor, code = votes[FITTED:].T
@@ -200,7 +224,11 @@ def factor_vae(
 
 
 def beta_vae(
-    codes: np.ndarray, discrete: Sequence[bool], factors: np.ndarray, seed: int, spread: Spread
+    codes: np.ndarray,
+    discrete: Sequence[bool],
+    factors: np.ndarray,
+    seed: int,
+    distributed_map: DistributedMap,
 ) -> float:
     """The score of Higgins et al. 2017 ("beta-VAE"), section 3; chance is about 1 / K.
 
@@ -221,14 +249,14 @@ def beta_vae(
         difference = np.abs(codes[first] - codes[alike.draw(factor, first, u[BATCH + 1 :])])
         return [factor, *np.where(categories, difference > 0, difference).mean(axis=0)]
 
-    points = spread(FITTED + JUDGED, codes.shape[1] + 1, point)
+    points = distributed_map(FITTED + JUDGED, codes.shape[1] + 1, point)
     told, read = points[:, 0].astype(np.int64), points[:, 1:]
 
     def accuracy(_: int) -> float:
         classifier = LogisticRegression(max_iter=1000).fit(read[:FITTED], told[:FITTED])
         return float(classifier.score(read[FITTED:], told[FITTED:]))
 
-    return float(spread(1, 1, accuracy)[0, 0])
+    return float(distributed_map(1, 1, accuracy)[0, 0])
 
 
 def _varying(factors: np.ndarray) -> np.ndarray:

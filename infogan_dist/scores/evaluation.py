@@ -1,6 +1,6 @@
 """All scores of a model, computed side by side, as a table and as scores.json.
 
-A score is a function of a `Subject` that yields `Score`s (and pictures), and a line in `EVALUATORS`.
+A score is a function of a `ScoredModel` that yields `Score`s (and pictures), and a line in `EVALUATORS`.
 """
 
 import json
@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from infogan_dist.config import SCORES
-from infogan_dist.errors import write_whole, writing
+from infogan_dist.config.schema import SCORES
+from infogan_dist.files import report_unwritable, write_text
 from infogan_dist.scores.control import control
 from infogan_dist.scores.factors import factors
 from infogan_dist.scores.fidelity import fidelity
 from infogan_dist.scores.information import information
 from infogan_dist.scores.recovery import recovery
-from infogan_dist.scores.subject import NotMeasurable, Picture, Score, Subject
+from infogan_dist.scores.scored_model import NotMeasurable, Picture, Score, ScoredModel
 
-EVALUATORS: dict[str, Callable[[Subject], Iterator[Score | Picture]]] = {
+EVALUATORS: dict[str, Callable[[ScoredModel], Iterator[Score | Picture]]] = {
     "recovery": recovery,
     "information": information,
     "control": control,
@@ -52,7 +52,9 @@ class Scores:
 
 
 def evaluate(
-    subject: Subject, begun: Callable[[str], Any] = lambda name: None, done: Callable[[], Any] = lambda: None
+    subject: ScoredModel,
+    begun: Callable[[str], Any] = lambda name: None,
+    done: Callable[[], Any] = lambda: None,
 ) -> Scores:
     """Computes the scores that the config names. To be called by all processes; all get the same.
 
@@ -118,5 +120,5 @@ def save(path: Path, found: Scores, about: dict[str, Any]) -> None:
         "protocol": {score.name: score.protocol for score in found.scores},
         "left_out": found.left_out,
     }
-    with writing(path):
-        write_whole(path, json.dumps(tree, indent=1) + "\n")
+    with report_unwritable(path, "set --out to another place"):
+        write_text(path, json.dumps(tree, indent=1) + "\n")

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 
 from infogan_dist.scores.disentanglement import disentanglement
-from infogan_dist.scores.subject import NotMeasurable, Score, Subject
+from infogan_dist.scores.scored_model import NotMeasurable, Score, ScoredModel
 
 
-def factors(subject: Subject) -> Iterator[Score]:
+def factors(subject: ScoredModel) -> Iterator[Score]:
     """Every score of `disentanglement`, on the training images and their known factors.
 
     A code variable is one column: of a categorical one the likeliest category, of the others the posterior's
@@ -22,12 +22,12 @@ def factors(subject: Subject) -> Iterator[Score]:
         raise NotMeasurable(f"needs two known factors of variation or more, which {manifest.name} lacks")
     data = subject.images["train"]
     known = subject.per_image(data.sizes, len(manifest.factors), lambda i: data.read(i).factors)
-    spread, seed = subject.engine.spread, subject.config.seed
+    distributed_map, seed = subject.engine.distributed_map, subject.config.seed
     for reader in subject.real_readers():
         posteriors = subject.real_codes(reader, "train")
         codes = torch.cat([_values(p) for p in posteriors.values()], dim=1).numpy()
         discrete = [
-            code.kind == "categorical" for code in subject.spec.codes.values() for _ in range(code.variables)
+            code.categories is not None for code in subject.spec.codes.values() for _ in range(code.variables)
         ]
         about = {
             "samples": len(codes),
@@ -35,7 +35,7 @@ def factors(subject: Subject) -> Iterator[Score]:
             "batch_norm": reader.treatment,
             "factors": ", ".join(manifest.factors),
         }
-        for name, value in disentanglement(codes, discrete, known.astype(np.int64), seed, spread):
+        for name, value in disentanglement(codes, discrete, known.astype(np.int64), seed, distributed_map):
             yield Score(name + reader.suffix, value, about)
 
 

@@ -1,6 +1,6 @@
 """How near generated images are to real ones: distances between two sets of features [N, d].
 
-The rows of a set are in one order, the same on every process. Work is dealt by `spread`; each part depends on
+The rows of a set are in one order, the same on every process. Work is dealt by `distributed_map`; each part depends on
 its index alone, so that any number of processes gives the same numbers.
 """
 
@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from infogan_dist.errors import ConfigError
+from infogan_dist.rng import permutation
+from infogan_dist.scores.distributed_map import DistributedMap
 from infogan_dist.scores.features import DIGIT_SHAPE, Features, load_features
-from infogan_dist.scores.spread import Spread
-from infogan_dist.scores.subject import NotMeasurable, Score, Subject
-from infogan_dist.streams import permutation
+from infogan_dist.scores.scored_model import NotMeasurable, Score, ScoredModel
 
 NEIGHBOURS = 3  # of a point, within which its ball reaches, as in the paper of precision and recall
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance, as in its paper
@@ -70,7 +70,9 @@ def gaussian_distance(p: Gaussian, q: Gaussian) -> float:
     return max(float(np.square(p.mean - q.mean).sum() + traces - 2 * cross), 0.0)
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray, seed: int, spread: Spread) -> tuple[float, float]:
+def kernel_distance(
+    a: np.ndarray, b: np.ndarray, seed: int, distributed_map: DistributedMap
+) -> tuple[float, float]:
     """KID: `squared_mmd` over 100 random subsets of 1,000 rows of each set, its mean and deviation.
 
     Of sets with fewer rows, one subset as large as the smaller. The deviation is that between the subsets,
@@ -83,7 +85,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, seed: int, spread: Spread) -> 
         rows = [permutation(seed, f"scores/kernel/{j}", i, len(s))[:size] for j, s in enumerate((a, b))]
         return [squared_mmd(a[rows[0]], b[rows[1]])]
 
-    found = spread(SUBSETS if size == SUBSET_SIZE else 1, 1, one)
+    found = distributed_map(SUBSETS if size == SUBSET_SIZE else 1, 1, one)
     return float(found.mean()), float(found.std())
 
 
@@ -105,7 +107,7 @@ def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def precision_recall(
-    real: np.ndarray, fake: np.ndarray, spread: Spread, k: int = NEIGHBOURS
+    real: np.ndarray, fake: np.ndarray, distributed_map: DistributedMap, k: int = NEIGHBOURS
 ) -> tuple[float, float]:
     """The share of fakes [M, d] inside the manifold of the real [N, d], and of real ones inside the fakes'.
 
@@ -115,8 +117,8 @@ def precision_recall(
     _require(k + 1, real, fake)
     real, fake = _on_grid(real, fake)
     return (
-        float(_inside(fake, real, _radii(real, k, spread), spread).mean()),
-        float(_inside(real, fake, _radii(fake, k, spread), spread).mean()),
+        float(_inside(fake, real, _radii(real, k, distributed_map), distributed_map).mean()),
+        float(_inside(real, fake, _radii(fake, k, distributed_map), distributed_map).mean()),
     )
 
 
@@ -132,19 +134,24 @@ def _on_grid(*sets: np.ndarray) -> list[np.ndarray]:
     return [np.rint(np.ldexp(s, bits - exponent)) for s in sets]
 
 
-def _radii(points: np.ndarray, k: int, spread: Spread) -> np.ndarray:
+def _radii(points: np.ndarray, k: int, distributed_map: DistributedMap) -> np.ndarray:
     """The squared distance of each point to its k-th nearest neighbour among the others."""
     # Sorted by distance, a point itself comes first, or another that lies where it lies.
-    return _by_rows(points, points, spread, lambda squares: np.partition(squares, k, axis=1)[:, k])
+    return _by_rows(points, points, distributed_map, lambda squares: np.partition(squares, k, axis=1)[:, k])
 
 
-def _inside(queries: np.ndarray, points: np.ndarray, radii: np.ndarray, spread: Spread) -> np.ndarray:
+def _inside(
+    queries: np.ndarray, points: np.ndarray, radii: np.ndarray, distributed_map: DistributedMap
+) -> np.ndarray:
     """1 for each query within the radius of at least one point, else 0."""
-    return _by_rows(queries, points, spread, lambda squares: np.any(squares <= radii, axis=1))
+    return _by_rows(queries, points, distributed_map, lambda squares: np.any(squares <= radii, axis=1))
 
 
 def _by_rows(
-    queries: np.ndarray, points: np.ndarray, spread: Spread, of: Callable[[np.ndarray], np.ndarray]
+    queries: np.ndarray,
+    points: np.ndarray,
+    distributed_map: DistributedMap,
+    of: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """`of` the squared distances of each query to all points, a block of queries at a time, float64 [N]."""
     rows = max(1, min(CELLS // len(points), len(queries)))
@@ -159,7 +166,7 @@ def _by_rows(
         squares += np.square(part).sum(1)[:, None]
         return of(squares)
 
-    return spread(-(-len(queries) // rows), rows, block).reshape(-1)[: len(queries)]
+    return distributed_map(-(-len(queries) // rows), rows, block).reshape(-1)[: len(queries)]
 
 
 def _require(least: int, *sets: np.ndarray) -> None:
@@ -170,7 +177,7 @@ def _require(least: int, *sets: np.ndarray) -> None:
         )
 
 
-def fidelity(subject: Subject) -> Iterator[Score]:
+def fidelity(subject: ScoredModel) -> Iterator[Score]:
     """`fid`, `kid`, `precision` and `recall` of drawn images against the training images.
 
     Also `fid_of_test_images`, that of held-out real images where there are some: what a perfect generator
@@ -182,7 +189,7 @@ def fidelity(subject: Subject) -> Iterator[Score]:
             "needs scores.features=FILE, a TorchScript network for images that are not digits"
         )
     features = load_features(subject.scores.features, shape, subject.engine.device)
-    spread, seed = subject.engine.spread, subject.config.seed
+    distributed_map, seed = subject.engine.distributed_map, subject.config.seed
     real = _real_features(subject, "train", features)
     fake = subject.per_image(
         subject.fake_sizes, features.width, lambda i: features(subject.fakes(i)).double().cpu()
@@ -195,11 +202,11 @@ def fidelity(subject: Subject) -> Iterator[Score]:
         "features": f"{features.name}, {features.fingerprint[:12]}",
     }
     yield Score("fid", frechet_distance(real, fake), about)
-    mean, deviation = kernel_distance(real, fake, seed, spread)
+    mean, deviation = kernel_distance(real, fake, seed, distributed_map)
     yield Score("kid", mean, {**about, "deviation": deviation})
     same = min(len(real), len(fake))
     alike = {**about, "samples": same, "real_images": same, "neighbours": NEIGHBOURS}
-    precision, recall = precision_recall(real[:same], fake[:same], spread)
+    precision, recall = precision_recall(real[:same], fake[:same], distributed_map)
     yield Score("precision", precision, alike)
     yield Score("recall", recall, alike)
     if "test" in subject.manifests:
@@ -208,7 +215,7 @@ def fidelity(subject: Subject) -> Iterator[Score]:
         yield Score("fid_of_test_images", frechet_distance(real, test), held_out)
 
 
-def _real_features(subject: Subject, split: str, features: Features) -> np.ndarray:
+def _real_features(subject: ScoredModel, split: str, features: Features) -> np.ndarray:
     """A split's features, float64 [N, d], kept on disk by what they are made of: data, limit and network."""
     data = subject.images[split]
     made_of = [subject.manifests[split].fingerprint(), sum(data.sizes), features.fingerprint]
@@ -216,7 +223,7 @@ def _real_features(subject: Subject, split: str, features: Features) -> np.ndarr
     path = Path(pooch.os_cache("infogan_dist")) / "features" / f"{key}.safetensors"
     # All processes take it from disk or none does: it is made together.
     world = subject.engine.world
-    if subject.engine.spread(world, 1, lambda i: [path.is_file()]).all():
+    if subject.engine.distributed_map(world, 1, lambda i: [path.is_file()]).all():
         return load_file(path)["features"].astype(np.float64)
     made = subject.per_image(
         data.sizes,

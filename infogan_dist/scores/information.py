@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from infogan_dist.scores.subject import Score, Subject
+from infogan_dist.scores.scored_model import Score, ScoredModel
 
 NORMAL_95 = 1.96  # standard errors to either side of a mean
 
 
-def information(subject: Subject) -> Iterator[Score]:
+def information(subject: ScoredModel) -> Iterator[Score]:
     """`bound_CODE` and `gain_CODE`, with 95% intervals, for each way to read drawn images.
 
     The bound is of all of a code's variables together: of a discrete code at most H(c), of a continuous one a
@@ -27,7 +27,7 @@ def information(subject: Subject) -> Iterator[Score]:
             values = subject.fake_values[name]
             logs = posteriors[name].log_prob(values).sum(1).numpy()
             bound = code.variables * code.entropy + logs
-            uninformed = code.variables * code.uninformed
+            marginal_bound = code.variables * code.marginal_bound
             about = {
                 "samples": len(values),
                 "images": "drawn afresh from the prior",
@@ -35,10 +35,12 @@ def information(subject: Subject) -> Iterator[Score]:
                 "batch_norm": reader.treatment,
                 "entropy": code.variables * code.entropy,
             }
-            for kind, shift in (("bound", 0.0), ("gain", uninformed)):
+            for kind, shift in (("bound", 0.0), ("gain", marginal_bound)):
                 value, interval = _mean(bound - shift)
                 name_of = f"{kind}_{name}{reader.suffix}"
-                yield Score(name_of, value, {**about, "interval_95": interval, "uninformed": uninformed})
+                yield Score(
+                    name_of, value, {**about, "interval_95": interval, "marginal_bound": marginal_bound}
+                )
 
 
 def _mean(values: np.ndarray) -> tuple[float, list[float]]:

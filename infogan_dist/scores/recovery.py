@@ -14,9 +14,9 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 from torch.distributions import Categorical
 
-from infogan_dist.codes import CategoricalCode
-from infogan_dist.pictures import confusion
-from infogan_dist.scores.subject import NotMeasurable, Picture, Reader, Score, Subject
+from infogan_dist.model.codes import CategoricalCode
+from infogan_dist.runtime.pictures import confusion_matrix
+from infogan_dist.scores.scored_model import CodeReader, NotMeasurable, Picture, Score, ScoredModel
 
 NO_CLASS = -1  # of a category that a one-to-one matching leaves over: each of its images counts as an error
 
@@ -51,7 +51,7 @@ def accuracy(table: np.ndarray, classes: np.ndarray) -> float:
 MATCHINGS = {"hungarian": hungarian, "majority": majority}
 
 
-def recovery(subject: Subject) -> Iterator[Score | Picture]:
+def recovery(subject: ScoredModel) -> Iterator[Score | Picture]:
     """Accuracy under each matching, NMI and ARI of each categorical code, and its confusion matrix.
 
     Yields `accuracy_SPLIT_MATCHING`, `nmi_SPLIT`, `ari_SPLIT`, and each again with `_recalibrated` where the
@@ -78,7 +78,7 @@ def _likeliest(posterior: object, variable: int) -> np.ndarray:
 
 
 def _variable_scores(
-    subject: Subject, reader: Reader, categories: dict[str, np.ndarray], labels: dict[str, np.ndarray]
+    subject: ScoredModel, reader: CodeReader, categories: dict[str, np.ndarray], labels: dict[str, np.ndarray]
 ) -> Iterator[Score | Picture]:
     size = max(int(c.max()) for c in categories.values()) + 1
     classes = max(int(x.max()) for x in labels.values()) + 1
@@ -108,4 +108,4 @@ def _matrix(table: np.ndarray, fitted: np.ndarray, names: list[str]) -> np.ndarr
     """The confusion matrix as a picture: categories in the order of the classes that they were matched to."""
     classes = hungarian(fitted)
     order = np.argsort(np.where(classes == NO_CLASS, len(names), classes), kind="stable")
-    return confusion(table[order], [str(i) for i in order], names)
+    return confusion_matrix(table[order], [str(i) for i in order], names)

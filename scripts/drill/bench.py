@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from infogan_dist.data.sources import Source
-from infogan_dist.make_shards import make_shards
+from infogan_dist.data.write import write_shard_set
 
 TRAINEE = Path(__file__).with_name("trainee.py")
 
@@ -109,7 +109,9 @@ class Drill:
         (self.folder / "config.yaml").write_text(CONFIG)
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 1, 8, 8), np.uint8)
         pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = np.arange(IMAGES) // 256, np.arange(IMAGES) % 256
-        make_shards(Source("numbered", IMAGES, [], lambda i: (pixels[i], -1)), self.folder / "set", shards=8)
+        write_shard_set(
+            Source("numbered", IMAGES, [], lambda i: (pixels[i], -1)), self.folder / "set", shards=8
+        )
 
     def start(
         self,

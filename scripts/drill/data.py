@@ -13,7 +13,7 @@ import numpy as np
 
 from drill.bench import IMAGES, STEPS, Drill, Fault, NotSurvived, seen_by
 from drill.disks import cut, flip
-from infogan_dist.data.shards import encode_png
+from infogan_dist.data.images import encode_png
 
 
 def damaged_shard(

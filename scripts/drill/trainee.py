@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from infogan_dist.data.loader import Batch, Loader
-from infogan_dist.steps import Stepper
 from infogan_dist.train import main
+from infogan_dist.training.step import TrainStep
 
 
 def trainee(audit: Path, poison: int, words: list[str]) -> None:
@@ -20,7 +20,7 @@ def trainee(audit: Path, poison: int, words: list[str]) -> None:
     Args:
         poison: a step in which one image is not finite; -1: none.
     """
-    read, train_step = Loader.batches, Stepper.train_step
+    read, run_step = Loader.batches, TrainStep.run
 
     def recorded(self: Loader, step: int) -> Iterator[Batch]:
         with (audit / f"{time.time_ns()}-{os.getpid()}").open("a", buffering=1) as log:
@@ -33,13 +33,13 @@ def trainee(audit: Path, poison: int, words: list[str]) -> None:
                     log.write(json.dumps([k, lane, seen.tolist()]) + "\n")
                 yield batch
 
-    def poisoned(self: Stepper, real: torch.Tensor, latents: object) -> object:
+    def poisoned(self: TrainStep, real: torch.Tensor, latents: object) -> object:
         if self.state.step == poison:
             real = real.clone()
             real[0] = torch.nan
-        return train_step(self, real, latents)  # type: ignore[arg-type]
+        return run_step(self, real, latents)  # type: ignore[arg-type]
 
-    Loader.batches, Stepper.train_step = recorded, poisoned  # type: ignore[method-assign,assignment]
+    Loader.batches, TrainStep.run = recorded, poisoned  # type: ignore[method-assign,assignment]
     main(words)
 
 

@@ -24,7 +24,7 @@ import pytest
 
 from infogan_dist.data import cache as cache_module
 from infogan_dist.data import fetch
-from infogan_dist.data.fetch import NetworkError, Store, shown
+from infogan_dist.data.fetch import NetworkError, Store, redact_url
 from infogan_dist.errors import ConfigError, DataError
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -336,7 +336,7 @@ def test_a_pipe_is_never_run(tmp_path: Path):
     ],
 )
 def test_a_url_is_shown_without_its_secrets(url: str, text: str):
-    assert shown(url) == text
+    assert redact_url(url) == text
 
 
 @pytest.mark.parametrize("damage", ["down", "missing", "refused", "wrong", "broken", "scheme", "malformed"])

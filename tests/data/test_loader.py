@@ -18,9 +18,9 @@ from infogan_dist.data import fetch
 from infogan_dist.data import loader as loader_module
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.order import Order
-from infogan_dist.data.shards import Block, Manifest, Shard, load_manifest, read_shard
+from infogan_dist.data.shards import DecodedShard, Manifest, Shard, load_manifest, read_shard
+from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import DataError
-from infogan_dist.make_shards import make_shards
 from tests.conftest import images_source, number_of
 
 BATCH, LANES = 16, 8
@@ -65,7 +65,7 @@ def test_a_pass_sees_each_image_once(small_set: Path):
 
 
 def test_shards_of_sizes_one_apart_lose_nothing_and_double_nothing(tmp_path: Path):
-    make_shards(images_source(247), tmp_path, shards=8)
+    write_shard_set(images_source(247), tmp_path, shards=8)
     assert seen(tmp_path, 4, 0, 200) == seen(tmp_path, 1, 0, 200)
     counts = Counter(n for b in seen(tmp_path, 1, 0, 247) for n in b)  # 16 passes' worth
     assert set(counts.values()) <= {14, 15, 16, 17, 18}
@@ -110,13 +110,13 @@ def test_what_fits_the_cache_is_read_once(small_set: Path, reads: list[int]):
 
 
 def test_more_processes_than_shards_still_see_everything(tmp_path: Path):
-    make_shards(images_source(48), tmp_path, shards=2)
+    write_shard_set(images_source(48), tmp_path, shards=2)
     assert seen(tmp_path, 8, 0, 30) == seen(tmp_path, 1, 0, 30)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_shard_is_named_where_it_is_needed(tmp_path: Path, workers: int):
-    manifest = make_shards(images_source(80), tmp_path, shards=8)
+    manifest = write_shard_set(images_source(80), tmp_path, shards=8)
     path = tmp_path / manifest.shards[3].url
     content = bytearray(path.read_bytes())
     content[700] ^= 1
@@ -212,10 +212,12 @@ def test_any_window_is_the_same_for_every_world_from_any_step(
     manifest = Manifest("made", (1, 1, 2), [], shards)
     starts = np.cumsum([0, *sizes])
 
-    def block(manifest: Manifest, index: int, *rest: object) -> Block:
+    def block(manifest: Manifest, index: int, *rest: object) -> DecodedShard:
         numbers = np.arange(starts[index], starts[index + 1])
         images = np.stack([numbers // 256, numbers % 256], 1).astype(np.uint8).reshape(-1, 1, 1, 2)
-        return Block(images, numbers, np.zeros(len(numbers), bool), [], np.zeros((len(numbers), 0), int))
+        return DecodedShard(
+            images, numbers, np.zeros(len(numbers), bool), [], np.zeros((len(numbers), 0), int)
+        )
 
     def window(world: int, first: int, count: int) -> list[list[int]]:
         order, own = Order(seed, sizes, lanes, lanes * share), lanes // world

@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 from infogan_dist.data import fetch
-from infogan_dist.data.shards import encode_png, load_manifest, read_shard
+from infogan_dist.data.images import encode_png
+from infogan_dist.data.shards import load_manifest, read_shard
 from infogan_dist.data.sources import Source
+from infogan_dist.data.write import index_tars, write_shard_set
 from infogan_dist.errors import DataError
-from infogan_dist.make_shards import index_tars, main, make_shards
+from infogan_dist.make_shards import main
 from tests.conftest import images_source, number_of
 
 
@@ -37,7 +39,7 @@ def picture(shape: tuple[int, int, int] = (1, 8, 8), value: int = 7) -> bytes:
 
 def test_nothing_is_lost_and_sizes_differ_by_at_most_one(tmp_path: Path):
     source = images_source(203, (3, 8, 8))
-    manifest = make_shards(source, tmp_path)
+    manifest = write_shard_set(source, tmp_path)
     sizes = [s.samples for s in manifest.shards]
     assert len(sizes) == 8
     assert max(sizes) - min(sizes) <= 1
@@ -55,7 +57,7 @@ def test_nothing_is_lost_and_sizes_differ_by_at_most_one(tmp_path: Path):
 
 def test_images_are_shuffled_over_the_shards_and_the_bytes_follow_from_the_seed(tmp_path: Path):
     a, b, c = (
-        make_shards(images_source(160), tmp_path / name, seed=seed)
+        write_shard_set(images_source(160), tmp_path / name, seed=seed)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert a == b
@@ -66,7 +68,7 @@ def test_images_are_shuffled_over_the_shards_and_the_bytes_follow_from_the_seed(
 
 
 def test_a_folder_without_its_manifest_is_no_shard_set(tmp_path: Path):
-    make_shards(images_source(16), tmp_path)
+    write_shard_set(images_source(16), tmp_path)
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(DataError, match="make_shards"):
         load_manifest(str(tmp_path))
@@ -91,7 +93,7 @@ def test_a_broken_manifest_is_named(tmp_path: Path, content: str):
     ],
 )
 def test_a_damaged_shard_is_named(tmp_path: Path, damage, says: str):
-    manifest = make_shards(images_source(80), tmp_path)
+    manifest = write_shard_set(images_source(80), tmp_path)
     damage(tmp_path / "000000.tar")
     with pytest.raises(DataError, match=says) as error:
         read_shard(manifest, 0)
@@ -172,7 +174,7 @@ def web(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_set_is_read_over_http_and_its_gaps_are_named(tmp_path: Path, web: str):
-    make_shards(images_source(80), tmp_path / "set")
+    write_shard_set(images_source(80), tmp_path / "set")
     local, far = load_manifest(str(tmp_path / "set")), load_manifest(f"{web}/set")
     assert far == local
     assert np.array_equal(read_shard(far, 5).images, read_shard(local, 5).images)
@@ -217,7 +219,7 @@ def factor_set(out: Path) -> Source:
     """Twelve images with two known factors, in two shards."""
     pixels = images_source(12).read
     source = Source("factors", 12, [], pixels, {"a": 3, "b": 4}, lambda i: [i % 3, i // 3])
-    make_shards(source, out, shards=2)
+    write_shard_set(source, out, shards=2)
     return source
 
 
@@ -228,12 +230,12 @@ def test_known_factors_come_back_with_their_images(tmp_path: Path):
     for block in (read_shard(manifest, 0), read_shard(manifest, 1)):
         expected = [source.factors_of(number_of(image)) for image in block.images]
         assert block.factors.tolist() == expected
-    plain = make_shards(images_source(8), tmp_path / "plain", shards=1)
+    plain = write_shard_set(images_source(8), tmp_path / "plain", shards=1)
     assert read_shard(plain, 0).factors.shape == (8, 0)
 
 
 def test_a_manifest_that_knows_no_factors_is_read_as_before(tmp_path: Path):
-    make_shards(images_source(8), tmp_path, shards=1)
+    write_shard_set(images_source(8), tmp_path, shards=1)
     path = tmp_path / "manifest.json"
     tree = json.loads(path.read_text())
     assert tree.pop("factors") == {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infogan_dist.data.sources import mnist
-from infogan_dist.make_shards import make_shards
+from infogan_dist.data.write import write_shard_set
 from tests.conftest import Runner, environment, read_metrics, same_weights, weights
 from tests.test_train import largest_difference
 
@@ -83,7 +83,7 @@ def test_the_paper_s_preset_binds_the_digit_code_on_full_mnist(tmp_path: Path):
     where = os.environ.get("INFOGAN_MNIST_DIR")
     if where is None:
         pytest.skip("INFOGAN_MNIST_DIR names no folder of the four MNIST files")
-    make_shards(mnist(Path(where), "train"), tmp_path / "set")
+    write_shard_set(mnist(Path(where), "train"), tmp_path / "set")
     run = tmp_path / "run"
     options = [f"data.shards={tmp_path}/set", f"run={run}", "tracking.trackers=[]", "train.steps=300"]
     process = launch([sys.executable], "configs/mnist.yaml", *options)

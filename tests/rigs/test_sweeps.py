@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from infogan_dist.settings import load_config, read_config
-from infogan_dist.train import STOPPED
+from infogan_dist.config.load import load_config, read_config
+from infogan_dist.errors import EXIT_STOPPED
 from tests.conftest import Runner, environment, read_metrics
 from tests.rigs.fake_wandb import ENTITY, PROJECT, FakeWandb, serving
 from tests.test_sweeps import nested
@@ -174,7 +174,7 @@ def test_an_online_run_that_was_stopped_goes_on_in_place(
     first = start(*command, "train.steps=1000000")
     wait_for((run / "metrics.jsonl").exists)
     first.send_signal(signal.SIGTERM)
-    said(first, STOPPED)
+    said(first, EXIT_STOPPED)
     end = stopped_at(run) + 5
     said(start(*command, f"train.steps={end}"))
     ((name, seen),) = server.runs.items()
@@ -192,7 +192,7 @@ def test_a_run_that_is_stopped_on_w_and_b_s_page_saves(
     process = start(sys.executable, *TRAIN, tiny, tmp_path / "endless.yaml", "train.steps=1000000")
     wait_for(lambda: any(run.history for run in server.runs.values()))
     server.stopping.update(server.runs)
-    text = said(process, STOPPED)
+    text = said(process, EXIT_STOPPED)
     assert stopped_at(tmp_path / "run") == read_metrics(tmp_path / "run")[-1]["step"], text
 
 

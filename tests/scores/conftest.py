@@ -7,26 +7,26 @@ import pytest
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from infogan_dist.codes import LatentSpec
+from infogan_dist.config.load import read_config
 from infogan_dist.data.shards import load_manifest
-from infogan_dist.engine import Engine
-from infogan_dist.networks import build
-from infogan_dist.scores.subject import Subject
-from infogan_dist.settings import read_config
+from infogan_dist.model.latents import LatentSpec
+from infogan_dist.model.networks import build_networks
+from infogan_dist.runtime.distributed import Engine
+from infogan_dist.scores.scored_model import ScoredModel
 from tests.conftest import TINY
 
 
 @pytest.fixture
-def make_subject(tmp_path: Path, small_set: Path) -> Iterator[Callable[..., Subject]]:
+def make_subject(tmp_path: Path, small_set: Path) -> Iterator[Callable[..., ScoredModel]]:
     """Makes a subject with fresh networks, from overrides of the small config."""
     (tmp_path / "scored.yaml").write_text(TINY)
 
-    def make(*overrides: str, train: Path = small_set, test: Path | None = None) -> Subject:
+    def make(*overrides: str, train: Path = small_set, test: Path | None = None) -> ScoredModel:
         AcceleratorState._reset_state(reset_partial_state=True)
         config = read_config([str(tmp_path / "scored.yaml"), f"data.shards={train}", *overrides])
         manifest = load_manifest(str(train))
         spec = LatentSpec(config.noise, config.codes)
-        networks = build(config.networks, spec, manifest.image_shape, config.seed)
+        networks = build_networks(config.networks, spec, manifest.image_shape, config.seed)
         names = ("generator", "discriminator", "recognition")
         trained = dict(zip(names, networks, strict=True)) | {"generator_ema": networks[0]}
 
@@ -34,7 +34,7 @@ def make_subject(tmp_path: Path, small_set: Path) -> Iterator[Callable[..., Subj
             network.load_state_dict(trained[name].state_dict())
 
         held_out = None if test is None else load_manifest(str(test))
-        return Subject(Engine(config), config, load, manifest, held_out)
+        return ScoredModel(Engine(config), config, load, manifest, held_out)
 
     yield make
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -4,10 +4,10 @@ import statistics
 
 import pytest
 
+from infogan_dist.config.load import read_config
 from infogan_dist.errors import ConfigError, DataError
 from infogan_dist.scorecard import parse_seeds, training_seconds
 from infogan_dist.scores import card
-from infogan_dist.settings import read_config
 
 
 def records(scores: list[dict[str, float]]) -> list[card.Record]:

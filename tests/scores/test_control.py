@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from infogan_dist.scores.control import control, slants, stroke_widths
-from infogan_dist.scores.subject import NotMeasurable
+from infogan_dist.scores.scored_model import NotMeasurable
 
 
 def stroke(degrees: float, width: float, side: int = 28, fine: int = 8) -> Tensor:

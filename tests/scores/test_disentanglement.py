@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import hadamard
 
 from infogan_dist.errors import DataError
+from infogan_dist.rng import permutation
 from infogan_dist.scores import disentanglement as scores
 from infogan_dist.scores.disentanglement import (
     beta_vae,
@@ -20,8 +21,7 @@ from infogan_dist.scores.disentanglement import (
     mutual_information,
     sap,
 )
-from infogan_dist.scores.spread import Spread, alone
-from infogan_dist.streams import permutation
+from infogan_dist.scores.distributed_map import DistributedMap, serial_map
 
 NAMES = [
     "mig", "sap", "dci_disentanglement", "dci_completeness", "dci_informativeness",
@@ -67,22 +67,22 @@ def noisy() -> np.ndarray:
 
 
 def table(
-    codes: np.ndarray, discrete: list[bool], factors: np.ndarray, spread: Spread = alone
+    codes: np.ndarray, discrete: list[bool], factors: np.ndarray, distributed_map: DistributedMap = serial_map
 ) -> dict[str, float]:
-    return dict(disentanglement(codes, discrete, factors, 0, spread))
+    return dict(disentanglement(codes, discrete, factors, 0, distributed_map))
 
 
-def processes(world: int) -> Spread:
+def processes(world: int) -> DistributedMap:
     """What `world` processes make: each its own rows, the others zero; their sum."""
 
-    def spread(count: int, width: int, task: Callable[[int], ArrayLike]) -> np.ndarray:
+    def distributed_map(count: int, width: int, task: Callable[[int], ArrayLike]) -> np.ndarray:
         tables = np.zeros((world, count, width))
         for rank in range(world):
             for i in range(rank, count, world):
                 tables[rank, i] = task(i)
         return tables.sum(axis=0)
 
-    return spread
+    return distributed_map
 
 
 def entropy(p: np.ndarray) -> float:
@@ -93,7 +93,7 @@ def entropy(p: np.ndarray) -> float:
 def test_information_is_that_of_the_contingency_table_in_nats():
     factors = UNEQUAL[:, :3]
     codes = np.stack([noisy()[:, 0], noisy()[:, 1], UNEQUAL[:, 2] + 10.0 * UNEQUAL[:, 0]], axis=1)
-    found = mutual_information(codes, [False, False, True], factors, alone)
+    found = mutual_information(codes, [False, False, True], factors, serial_map)
     for i, k in itertools.product(range(3), range(3)):
         values = np.unique(codes[:, i])
         edges = np.histogram_bin_edges(codes[:, i], 20) if i < 2 else np.append(values, np.inf)
@@ -109,9 +109,9 @@ def test_mig_and_modularity_by_hand():
     codes = np.column_stack([factors * [1.0, -7.0], np.full(8, 0.1)])
     partly = np.log(2) - entropy(np.array([0.25, 0.75]))
     gap = (np.log(2) - partly) / np.log(2)
-    assert mig(codes, [False] * 3, factors, alone) == pytest.approx(gap, abs=1e-12)
+    assert mig(codes, [False] * 3, factors, serial_map) == pytest.approx(gap, abs=1e-12)
     expected = 1 - (partly / np.log(2)) ** 2  # of both live codes; N - 1 = 1
-    assert modularity(codes, [False] * 3, factors, alone) == pytest.approx(expected, abs=1e-12)
+    assert modularity(codes, [False] * 3, factors, serial_map) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("category", [False, True])
@@ -123,23 +123,23 @@ def test_sap_by_hand(category: bool):
     codes = np.stack([factor * 2.0 + 1, np.where(wrong, 1 - factor, factor) * 2.0 + 1], axis=1)
     judged = permutation(0, "sap", 0, 3000)[2000:]
     right = [1 - wrong[judged][factor[judged] == value].mean() for value in (0, 1)]
-    found = sap(codes, [category] * 2, factor[:, None], 0, alone)
+    found = sap(codes, [category] * 2, factor[:, None], 0, serial_map)
     assert found == pytest.approx(1 - np.mean(right), abs=1e-12)
 
 
 def test_sap_takes_categories_one_by_one():
     category = np.arange(3000) % 6
     codes, factors = category[:, None] * 1.0, category[:, None] % 2
-    assert sap(codes, [True], factors, 0, alone) == 1
+    assert sap(codes, [True], factors, 0, serial_map) == 1
     # One threshold cuts off one of three even categories: (1/3 + 1) / 2, 5 standard errors on 1,000 images
-    assert sap(codes, [False], factors, 0, alone) == pytest.approx(2 / 3, abs=5 * 0.011)
+    assert sap(codes, [False], factors, 0, serial_map) == pytest.approx(2 / 3, abs=5 * 0.011)
 
 
 def test_dci_by_hand():
     # Factor 0 is code 0; factor 1 is codes 0 and 1 together, each half of it; code 2 serves nobody.
     a, b, c = grid((2, 2, 2), 375).T
     codes, factors = np.stack([a, b, c], axis=1) * 1.0, np.stack([a, 2 * a + b], axis=1)
-    found = dci(codes, [False] * 3, factors, 0, alone)
+    found = dci(codes, [False] * 3, factors, 0, serial_map)
     importance = np.array([[1, 0.5], [0, 0.5], [0, 0]])
     serves = importance.sum(1)
     one_code = 1 - entropy(importance[0] / serves[0]) / np.log(2)
@@ -179,12 +179,14 @@ def test_the_numbers_of_categories_do_not_matter():
     renamed[:, 3] = np.array([3, 0, 4, 1, 2])[read]
     discrete = [False, False, False, True]
     for score in (sap, factor_vae):
-        assert score(renamed, discrete, UNEQUAL, 0, alone) == score(codes, discrete, UNEQUAL, 0, alone)
-    alone_told = [beta_vae(c[:, 3:], [True], UNEQUAL, 0, alone) for c in (codes, renamed)]
+        assert score(renamed, discrete, UNEQUAL, 0, serial_map) == score(
+            codes, discrete, UNEQUAL, 0, serial_map
+        )
+    alone_told = [beta_vae(c[:, 3:], [True], UNEQUAL, 0, serial_map) for c in (codes, renamed)]
     assert alone_told[0] == alone_told[1] < 1
     for score in (mig, modularity):
-        same = score(codes, discrete, UNEQUAL, alone)
-        assert score(renamed, discrete, UNEQUAL, alone) == pytest.approx(same, abs=1e-12)
+        same = score(codes, discrete, UNEQUAL, serial_map)
+        assert score(renamed, discrete, UNEQUAL, serial_map) == pytest.approx(same, abs=1e-12)
 
 
 def test_a_rotation_that_mixes_all_factors_alike_is_entangled():
@@ -203,7 +205,7 @@ def test_a_rotation_that_mixes_all_factors_alike_is_entangled():
 
 def test_noise_scores_chance():
     found = table(noise(), CONTINUOUS, UNEQUAL)
-    # Twice the mean of an information that chance alone gives, (20 - 1)(n - 1) / 2N, over H(n)
+    # Twice the mean of an information that chance serial_map gives, (20 - 1)(n - 1) / 2N, over H(n)
     chance = np.mean([19 * (n - 1) / (2 * len(UNEQUAL)) / np.log(n) for n in (2, 3, 4, 5)])
     assert 0 <= found["mig"] < 2 * chance
     assert 0 <= found["sap"] < 5 * np.sqrt(0.25 / 1000)
@@ -217,9 +219,11 @@ def test_noise_scores_chance():
 
 def test_a_code_read_twice_leaves_no_gap():
     codes = np.repeat(noisy(), 2, axis=1)
-    assert mig(codes, [False] * 8, UNEQUAL, alone) == 0
-    assert sap(codes, [False] * 8, UNEQUAL, 0, alone) == 0
-    assert modularity(codes, [False] * 8, UNEQUAL, alone) == modularity(noisy(), CONTINUOUS, UNEQUAL, alone)
+    assert mig(codes, [False] * 8, UNEQUAL, serial_map) == 0
+    assert sap(codes, [False] * 8, UNEQUAL, 0, serial_map) == 0
+    assert modularity(codes, [False] * 8, UNEQUAL, serial_map) == modularity(
+        noisy(), CONTINUOUS, UNEQUAL, serial_map
+    )
 
 
 @pytest.mark.parametrize("category", [False, True])
@@ -239,7 +243,7 @@ def test_a_dead_code_changes_nothing(category: bool, before: dict[str, float]):
 
 def test_a_dead_code_does_not_even_guess():
     codes = np.column_stack([UNEQUAL[:, 0], np.full(len(UNEQUAL), 0.1)])
-    assert sap(codes, [False, False], UNEQUAL[:, :1], 0, alone) == 1
+    assert sap(codes, [False, False], UNEQUAL[:, :1], 0, serial_map) == 1
 
 
 def test_dead_codes_alone_say_nothing():
@@ -254,34 +258,34 @@ def test_one_code_has_no_second():
     factor = UNEQUAL[:, 2]
     codes, factors = factor[:, None] * 1.0, EQUAL[: len(UNEQUAL)].copy()
     factors[:, 0] = factor
-    assert mig(codes, [False], factors[:, :1], alone) == pytest.approx(1, abs=1e-12)
-    assert sap(codes, [False], factors[:, :1], 0, alone) == 1
-    assert dci(codes, [False], factors[:, :1], 0, alone) == scores.DCI(1, 1, 1)
-    assert modularity(codes, [False], factors[:, :1], alone) == 1
-    assert factor_vae(codes, [False], factors[:, :1], 0, alone) == 1
-    assert beta_vae(codes, [False], factors[:, :1], 0, alone) == 1
+    assert mig(codes, [False], factors[:, :1], serial_map) == pytest.approx(1, abs=1e-12)
+    assert sap(codes, [False], factors[:, :1], 0, serial_map) == 1
+    assert dci(codes, [False], factors[:, :1], 0, serial_map) == scores.DCI(1, 1, 1)
+    assert modularity(codes, [False], factors[:, :1], serial_map) == 1
+    assert factor_vae(codes, [False], factors[:, :1], 0, serial_map) == 1
+    assert beta_vae(codes, [False], factors[:, :1], 0, serial_map) == 1
 
 
 def test_one_code_of_four_factors_is_named_for_one():
     codes = EQUAL[:, :1] * 1.0
-    assert factor_vae(codes, [False], EQUAL, 0, alone) == pytest.approx(0.25, abs=CHANCE)
+    assert factor_vae(codes, [False], EQUAL, 0, serial_map) == pytest.approx(0.25, abs=CHANCE)
     # Its own factor is told always, and of the other three one in three is guessed
     expected = 1 / 4 + 3 / 4 * 1 / 3
-    assert beta_vae(codes, [False], EQUAL, 0, alone) == pytest.approx(expected, abs=CHANCE)
+    assert beta_vae(codes, [False], EQUAL, 0, serial_map) == pytest.approx(expected, abs=CHANCE)
 
 
 def test_only_the_values_that_occur_count(before: dict[str, float]):
     spaced_and_constant = np.insert(UNEQUAL * 7 + 2, 2, 3, axis=1)
     assert table(noisy(), CONTINUOUS, spaced_and_constant) == before
     with pytest.raises(DataError, match="none has more than one value") as caught:
-        mig(noisy(), CONTINUOUS, np.full_like(UNEQUAL, 2), alone)
+        mig(noisy(), CONTINUOUS, np.full_like(UNEQUAL, 2), serial_map)
     assert "\n" not in str(caught.value)
 
 
 def test_any_number_of_processes_gives_the_same_bits():
     codes, factors = np.column_stack([noisy(), UNEQUAL[:, 1]])[:600], UNEQUAL[:600]
     one, two, three = (
-        table(codes, [*CONTINUOUS, True], factors, s) for s in (alone, processes(2), processes(3))
+        table(codes, [*CONTINUOUS, True], factors, s) for s in (serial_map, processes(2), processes(3))
     )
     assert two == one
     assert three == one

@@ -9,8 +9,8 @@ from torch import nn
 
 from infogan_dist.errors import ConfigError
 from infogan_dist.scores import fidelity
+from infogan_dist.scores.distributed_map import DistributedMap, serial_map
 from infogan_dist.scores.fidelity import frechet_distance, kernel_distance, precision_recall, squared_mmd
-from infogan_dist.scores.spread import Spread, alone
 
 
 def features(rows: int, width: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -20,17 +20,17 @@ def features(rows: int, width: int, seed: int = 0, shift: float = 0.0) -> np.nda
     return np.maximum(draw.normal(size=(rows, width)) @ mix + shift, 0)
 
 
-def dealt(world: int) -> Spread:
+def dealt(world: int) -> DistributedMap:
     """What `world` processes do: each computes its own rows, and all get the sum of their tables."""
 
-    def spread(count: int, width: int, task: Callable[[int], ArrayLike]) -> np.ndarray:
+    def distributed_map(count: int, width: int, task: Callable[[int], ArrayLike]) -> np.ndarray:
         tables = np.zeros((world, count, width))
         for rank in range(world):
             for i in range(rank, count, world):
                 tables[rank, i] = task(i)
         return tables.sum(0)
 
-    return spread
+    return distributed_map
 
 
 def by_square_root(a: np.ndarray, b: np.ndarray) -> float:
@@ -84,7 +84,7 @@ def test_a_scaled_set_has_the_distance_of_the_scales():
 def test_equal_sets_are_no_distance_apart_in_any_order():
     a = features(300, 24)
     assert 0 <= frechet_distance(a, a[::-1]) < 1e-12  # rounding of traces near 10
-    assert precision_recall(a, a[::-1], alone) == (1, 1)
+    assert precision_recall(a, a[::-1], serial_map) == (1, 1)
 
 
 # KernelInceptionDistance tells each time that it holds all features.
@@ -100,7 +100,7 @@ def test_the_kernel_distance_is_torchmetrics_on_the_same_rows(sizes: tuple[int, 
     mean = float(theirs.compute()[0])
     # Both in float64; torchmetrics holds features as they come, in another order of rows.
     assert squared_mmd(a, b) == pytest.approx(mean, rel=1e-8)
-    assert kernel_distance(a, b, 0, alone) == pytest.approx((mean, 0), rel=1e-8, abs=1e-12)
+    assert kernel_distance(a, b, 0, serial_map) == pytest.approx((mean, 0), rel=1e-8, abs=1e-12)
 
 
 def test_the_squared_mmd_is_its_definition():
@@ -121,11 +121,11 @@ def test_the_kernel_distance_of_like_sets_is_near_zero_and_of_unlike_ones_is_not
 ):
     monkeypatch.setattr(fidelity, "SUBSETS", 20)  # for speed
     a, b, c = features(3000, 8), features(3000, 8, seed=1), features(3000, 8, seed=2, shift=0.2)
-    mean, deviation = kernel_distance(a, b, 0, alone)
+    mean, deviation = kernel_distance(a, b, 0, serial_map)
     # Unbiased: off by as much as sets of 3,000 differ by chance, which is less than sets of 1,000 do.
     assert abs(mean) < deviation
-    assert kernel_distance(a, c, 0, alone)[0] > 10 * deviation
-    assert kernel_distance(a, b, 1, alone) != (mean, deviation)
+    assert kernel_distance(a, c, 0, serial_map)[0] > 10 * deviation
+    assert kernel_distance(a, b, 1, serial_map) != (mean, deviation)
 
 
 def by_definition(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
@@ -152,19 +152,19 @@ def test_precision_and_recall_are_their_definition_also_where_points_coincide(
     fake = draw.integers(largest // 4, largest, (50, width))
     wanted = by_definition(real, fake, k)
     # Whole numbers, and their eighths, lie on the grid, so not one pair may differ.
-    assert precision_recall(real.astype(float), fake.astype(float), alone, k) == wanted
-    assert precision_recall(real / 8, fake / 8, alone, k) == wanted
+    assert precision_recall(real.astype(float), fake.astype(float), serial_map, k) == wanted
+    assert precision_recall(real / 8, fake / 8, serial_map, k) == wanted
     assert largest == 3 or 0 < wanted[0] < 1 or 0 < wanted[1] < 1
 
 
 def test_disjoint_sets_have_no_precision_and_no_recall():
     a = features(100, 8)
-    assert precision_recall(a, a + 100, alone) == (0, 0)
+    assert precision_recall(a, a + 100, serial_map) == (0, 0)
 
 
 def test_a_generator_of_one_image_is_precise_and_recalls_nothing():
     real = features(100, 8)
-    assert precision_recall(real, np.repeat(real[:1] + 1e-3, 50, 0), alone) == (1, 0)
+    assert precision_recall(real, np.repeat(real[:1] + 1e-3, 50, 0), serial_map) == (1, 0)
 
 
 def test_distances_are_exact_whatever_the_width_and_scale():
@@ -183,21 +183,21 @@ def test_distances_are_exact_whatever_the_width_and_scale():
 
 def test_any_number_of_processes_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch):
     a, b = features(1100, 8), features(1050, 8, seed=2, shift=0.2)
-    wanted = precision_recall(a, b, alone)
+    wanted = precision_recall(a, b, serial_map)
     assert 0 < wanted[0] < 1
     monkeypatch.setattr(fidelity, "SUBSETS", 7)
     monkeypatch.setattr(fidelity, "CELLS", 100 * 1100)  # eleven blocks or ten, the last one not full
     for world in (1, 2, 3):
         assert precision_recall(a, b, dealt(world)) == wanted
-        assert kernel_distance(a, b, 5, dealt(world)) == kernel_distance(a, b, 5, alone)
+        assert kernel_distance(a, b, 5, dealt(world)) == kernel_distance(a, b, 5, serial_map)
 
 
 def test_too_few_images_are_refused_in_one_line():
     few, many = features(3, 4), features(10, 4)
     for call in (
-        lambda: precision_recall(many, few, alone),
+        lambda: precision_recall(many, few, serial_map),
         lambda: frechet_distance(many[:1], many),
-        lambda: kernel_distance(many, many[:1], 0, alone),
+        lambda: kernel_distance(many, many[:1], 0, serial_map),
     ):
         with pytest.raises(ConfigError, match=r"^fidelity: \d images where \d are the least; raise .*$"):
             call()

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from infogan_dist.scores.recovery import NO_CLASS, accuracy, contingency, hungarian, majority, recovery
-from infogan_dist.scores.subject import NotMeasurable, Picture
+from infogan_dist.scores.scored_model import NotMeasurable, Picture
 
 
 def test_a_contingency_table_counts_pairs():

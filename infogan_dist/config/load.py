@@ -1,0 +1,136 @@
+"""Reading YAML files and `key=value` overrides into a checked `Config`, and writing it back to a file."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import (
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from infogan_dist.config.help import unknown_key_message
+from infogan_dist.config.schema import CODE_CONFIGS, CodeConfig, Config
+from infogan_dist.config.validate import validate
+from infogan_dist.errors import ConfigError
+from infogan_dist.files import write_text
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def read_config(arguments: list[str]) -> Config:
+    """Merge YAML files, later ones win, then `key=value` overrides, and check the result.
+
+    Args:
+        arguments: paths (`configs/mnist.yaml`; presets are part of an installed package) and overrides
+            (`train.steps=20000`, `codes.style=null`, `tracking.trackers=[wandb,tensorboard]`).
+
+    Raises:
+        ConfigError: a missing file, an unknown key, a wrong type or an impossible value.
+    """
+    merged: Any = OmegaConf.structured(Config)
+    files = [a for a in arguments if "=" not in a]
+    for name in files:
+        merged = _merge(merged, _read_yaml(name), name)
+    return _checked(_overridden(merged, [a for a in arguments if "=" in a]))
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a resolved config back from a run folder, with `key=value` overrides. Raises `ConfigError`."""
+    merged = _merge(OmegaConf.structured(Config), _read_yaml(str(path)), str(path))
+    return _checked(_overridden(merged, overrides))
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved config atomically."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def presets() -> list[Path]:
+    """Return the YAML files of the package's presets; W&B's sweeps lie in a folder of their own."""
+    return sorted(_preset_folder().glob("*.yaml"))
+
+
+def _preset_folder() -> Path:
+    installed = PACKAGE / "configs"  # in a wheel; a checkout has them beside the package
+    return installed if installed.is_dir() else PACKAGE.parent / "configs"
+
+
+def _read_yaml(name: str) -> Any:
+    path = Path(name)
+    if not path.is_file():
+        path = _preset_folder() / name.removeprefix("configs/")
+    if not path.is_file():
+        known = ", ".join(f"configs/{p.relative_to(_preset_folder())}" for p in presets())
+        raise ConfigError(f"{name}: no such config file; there are {known}; overrides are key=value")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: not readable as YAML: {error}") from None
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"{name}: must contain `key: value` lines, not a {type(content).__name__}")
+    return _nulls(content or {})
+
+
+def _overridden(merged: Any, overrides: Iterable[str]) -> Any:
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override), override)
+    return merged
+
+
+def _parse_override(text: str) -> Any:
+    key, _, value = text.partition("=")
+    key = key.removeprefix("--").strip()  # W&B passes --key=value where a sweep uses ${args}
+    if not key or any(not part for part in key.split(".")):
+        raise ConfigError(f"{text}: an override is key=value, such as train.steps=20000")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={value}"]))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{text}: value not readable as YAML: {error}") from None
+    return _nulls(tree)
+
+
+def _nulls(node: Any) -> Any:
+    """Replace the word None by null: W&B's agent formats null so."""
+    if isinstance(node, dict):
+        return {k: _nulls(v) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_nulls(v) for v in node]
+    return None if node == "None" else node
+
+
+def _merge(base: Any, tree: Any, where: str) -> Any:
+    try:
+        return OmegaConf.merge(base, tree)
+    except ConfigKeyError as error:
+        unknown = where.partition("=")[0] if "=" in where else str(error.full_key)
+        raise ConfigError(f"{where}: {unknown_key_message(unknown.removeprefix('--'))}") from None
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{where}: {key}{(error.msg or str(error)).splitlines()[0]}") from None
+
+
+def _checked(merged: Any) -> Config:
+    try:
+        config = OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: not given; see --help for what it may be") from None
+    except InterpolationResolutionError as error:
+        message = str(error).splitlines()[0]
+        cause = message.removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+        raise ConfigError(f"{error.full_key}: {cause}; set it, or write the value itself") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(config, Config)
+    config.codes = {name: _of_its_kind(code) for name, code in config.codes.items() if code is not None}
+    validate(config)
+    return config
+
+
+def _of_its_kind(code: CodeConfig) -> CodeConfig:
+    """Return a code's config as an object of its kind's own class; of an unknown kind, as it is."""
+    return CODE_CONFIGS.get(code.kind, CodeConfig)(**vars(code))

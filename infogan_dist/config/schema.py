@@ -1,0 +1,378 @@
+"""The schema of a run's configuration: every key with its type, default, meaning and range.
+
+`load.py` reads YAML files and overrides into it, `validate.py` refuses what cannot work.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from infogan_dist.errors import ConfigError
+
+PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+LOSSES = ("nonsaturating", "hinge", "least_squares")  # `model.losses.LOSSES` has an entry for each
+SCORES = ("recovery", "information", "control", "fidelity", "disentanglement")  # `scores.evaluation.SCORES`
+
+
+class Effect(Enum):
+    """What a config key changes; see `compare.py` for what follows for a resumed run and for a scorecard."""
+
+    TRAINING = "the weights after each step"
+    LENGTH = "the number of steps"
+    SCORES = "the scores of given weights"
+    NONE = "neither weights nor scores"
+
+
+def field(
+    default: Any,
+    meaning: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    effect: Effect = Effect.TRAINING,
+) -> Any:
+    """Return a dataclass field with its help text and its range.
+
+    Args:
+        default: the default; a list, a mapping or a dataclass is copied for each config.
+        meaning: one line for `--help`: meaning, unit, reason for the default.
+        choices: the words allowed (for each element of a list).
+        minimum, above: the closed or open lower end of a number's range.
+        effect: what the key changes.
+    """
+    metadata = {"meaning": meaning, "choices": choices, "minimum": minimum, "above": above, "effect": effect}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+CODE_KINDS = ("categorical", "uniform", "gaussian", "bernoulli")
+
+
+@dataclass
+class CodeConfig:
+    """A latent code. A kind's own class checks what only that kind requires; see `CODE_CONFIGS`."""
+
+    kind: str = field(MISSING, "prior p(c)", choices=CODE_KINDS)
+    size: int = field(1, "categories of a categorical code; independent variables of the others", minimum=1)
+    count: int = field(1, "independent categorical variables of that many categories", minimum=1)
+    weight: float = field(
+        1.0, "lambda of this code's lower bound (paper, eq. 6); 0.1 suits continuous codes", minimum=0
+    )
+    sigma: float | None = field(
+        None, "standard deviation of a continuous code's posterior; null: learned, as exp(s)", above=0
+    )
+
+    def check(self, key: str) -> None:
+        """Refuse keys that this kind does not have.
+
+        Args:
+            key: the code's place in the config, such as `codes.digit`.
+
+        Raises:
+            ConfigError: with the key and the remedy.
+        """
+        if self.count != 1:
+            raise ConfigError(f"{key}.count: only for categorical codes; use {key}.size={self.count}")
+        if self.sigma is not None:
+            raise ConfigError(f"{key}.sigma: only for continuous codes; remove it")
+
+
+@dataclass
+class CategoricalConfig(CodeConfig):
+    """`count` variables of `size` categories."""
+
+    def check(self, key: str) -> None:
+        if self.size < 2:
+            raise ConfigError(
+                f"{key}.size: {self.size} categories; a categorical code needs at least 2, such as {key}.size=10"
+            )
+        if self.sigma is not None:
+            raise ConfigError(f"{key}.sigma: only for continuous codes; remove it")
+
+
+@dataclass
+class BernoulliConfig(CodeConfig):
+    """`size` binary variables."""
+
+
+@dataclass
+class ContinuousConfig(CodeConfig):
+    """`size` real variables, with a posterior of learned or fixed standard deviation."""
+
+    def check(self, key: str) -> None:
+        if self.count != 1:
+            raise ConfigError(f"{key}.count: only for categorical codes; use {key}.size={self.count}")
+
+
+# The config class of each kind; `model.codes.CODES` has the code itself.
+CODE_CONFIGS: dict[str, type[CodeConfig]] = {
+    "categorical": CategoricalConfig,
+    "uniform": ContinuousConfig,
+    "gaussian": ContinuousConfig,
+    "bernoulli": BernoulliConfig,
+}
+
+
+@dataclass
+class LayerConfig:
+    kind: str = field(MISSING, "layer", choices=("dense", "conv", "deconv"))
+    out: int | None = field(None, "units or channels; null: the image's channels", minimum=1)
+    kernel: int = field(4, "side of the kernel in pixels; padding preserves the size at stride 1", minimum=1)
+    stride: int = field(1, "a conv divides the image's sides by it, a deconv multiplies them", minimum=1)
+    grid: bool = field(
+        False, "dense: `out` channels on the grid from which the later strides reach the image's size"
+    )
+    then: list[str] = field(
+        [], "layers that follow, in this order", choices=("batchnorm", "relu", "lrelu", "tanh")
+    )
+
+
+@dataclass
+class NetworksConfig:
+    generator: list[LayerConfig] = field([], "G: latents to an image in [-1, 1]")
+    discriminator: list[LayerConfig] = field(
+        [], "D's trunk, shared with Q; D's logit is one dense unit on it"
+    )
+    recognition: list[LayerConfig] = field(
+        [], "Q, on the trunk's features; its output layer follows from the codes"
+    )
+    slope: float = field(0.1, "slope of lrelu below 0 (paper, appendix C)", minimum=0)
+    init_std: float = field(
+        0.02, "standard deviation of the initial weights, N(0, std); biases start at 0", above=0
+    )
+
+
+@dataclass
+class ObjectiveConfig:
+    loss: str = field("nonsaturating", "adversarial loss", choices=LOSSES)
+    q_step: str = field(
+        "discriminator",
+        "the step that trains Q: with trunk and logit (the paper's code) or with G (the tutorial's)",
+        choices=("discriminator", "generator"),
+    )
+    d_updates: str = field(
+        "joint",
+        "D learns from a whole batch of real and one of fake at once, or from a half batch of each in turn",
+        choices=("joint", "split"),
+    )
+    r1: float = field(0.0, "gamma of gamma/2 |grad D(x)|^2 on real images; 0: none", minimum=0)
+
+    @property
+    def q_with_discriminator(self) -> bool:
+        """Whether the discriminator's step trains Q, else the generator's."""
+        return self.q_step == "discriminator"
+
+    @property
+    def split_updates(self) -> bool:
+        """Whether D takes one step on real and one on generated images, each on half a batch."""
+        return self.d_updates == "split"
+
+
+@dataclass
+class AdamConfig:
+    lr: float = field(2e-4, "learning rate (paper, appendix C: 2e-4 for D)", above=0)
+    beta1: float = field(0.5, "decay of the mean gradient (paper, appendix C)", minimum=0)
+    beta2: float = field(0.999, "decay of the mean squared gradient", minimum=0)
+    eps: float = field(1e-8, "added to the root of the mean square", above=0)
+    clip: float | None = field(None, "largest norm of all its gradients together; null: no limit", above=0)
+
+
+@dataclass
+class GeneratorAdamConfig(AdamConfig):
+    lr: float = field(1e-3, "learning rate (paper, appendix C: 1e-3 for G)", above=0)
+
+
+@dataclass
+class OptimConfig:
+    discriminator: AdamConfig = field(AdamConfig, "Adam of D (and of Q under q_step=discriminator)")
+    generator: GeneratorAdamConfig = field(GeneratorAdamConfig, "Adam of G (and of Q under q_step=generator)")
+
+
+@dataclass
+class DataConfig:
+    shards: str = field(
+        "shards/mnist",
+        "folder or URL of a shard set (create one with python -m infogan_dist.make_shards)",
+        effect=Effect.NONE,  # the images are compared by their fingerprint, wherever they lie
+    )
+    test: str | None = field(
+        None,
+        "folder or URL of a shard set of held-out, labelled images, for scores; null: none",
+        effect=Effect.NONE,
+    )
+    on_error: str = field(
+        "fail",
+        "a broken shard or image ends the run, or another takes its place and is counted",
+        choices=("fail", "skip"),
+    )
+    lanes: int = field(
+        8,
+        "streams that a global batch is drawn from; a multiple of the processes, divides the batch",
+        minimum=1,
+    )
+    workers: int = field(
+        1,
+        "loading subprocesses of each process; 0: load in the process itself",
+        minimum=0,
+        effect=Effect.NONE,
+    )
+    cache_mib: int = field(
+        1024,
+        "MiB of decoded images that each process holds in memory, to decode them once",
+        minimum=0,
+        effect=Effect.NONE,
+    )
+    disk_cache: str | None = field(
+        None, "folder for a cache of remote shards, shared by all processes; null: none", effect=Effect.NONE
+    )
+    disk_cache_gib: float = field(
+        10.0,
+        "GiB that the cache may take; the least recently used files go first",
+        above=0,
+        effect=Effect.NONE,
+    )
+
+
+@dataclass
+class TrainConfig:
+    steps: int | None = field(
+        None, "length in steps of D and G each; set this or epochs", minimum=0, effect=Effect.LENGTH
+    )
+    epochs: float | None = field(
+        None, "length in epochs over the data; set this or steps", above=0, effect=Effect.LENGTH
+    )
+    batch_size: int = field(128, "global batch: fake images of a step, over all processes", minimum=1)
+    accumulation: int = field(1, "micro-batches whose gradients a step adds up, to save memory", minimum=1)
+    precision: str | None = field(
+        None,
+        "null: that of `accelerate launch --mixed_precision`, else fp32; fp64 is for checking exactness",
+        choices=PRECISIONS,
+    )
+    compile: bool = field(False, "torch.compile the networks: slower to start, faster on a GPU")
+    processes: int | None = field(
+        None,
+        "required number of processes; another number is refused; null: any",
+        minimum=1,
+        effect=Effect.NONE,
+    )
+    ema_decay: float = field(
+        0.999, "decay per step of the averaged generator, which draws the pictures", minimum=0
+    )
+    init_from: str | None = field(None, "run or checkpoint folder whose weights this run starts from")
+    on_nonfinite: str = field(
+        "fail",
+        "a step whose loss or gradient is not finite changes nothing; then the run ends, or counts it",
+        choices=("fail", "skip"),
+    )
+    warm_up: int = field(1000, "steps before a code with next to no gain is reported as dead", minimum=0)
+    log_every: int = field(50, "steps whose metrics are averaged into one line", minimum=1)
+    evaluate_every: int | None = field(
+        None,
+        "steps between scores of the run so far; also at the end; null: no scores",
+        minimum=1,
+        effect=Effect.NONE,
+    )
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = field(
+        1000, "steps between checkpoints; one is always saved at the end", minimum=1, effect=Effect.NONE
+    )
+    keep: int = field(2, "newest checkpoints to keep", minimum=1, effect=Effect.NONE)
+    keep_every: int | None = field(
+        None,
+        "checkpoints at multiples of this many steps are saved and never removed",
+        minimum=1,
+        effect=Effect.NONE,
+    )
+    best: str | None = field(
+        None, "logged metric whose best checkpoint is never removed, such as bound/digit", effect=Effect.NONE
+    )
+    best_mode: str = field("max", "which value of it is best", choices=("max", "min"), effect=Effect.NONE)
+
+
+@dataclass
+class TrackingConfig:
+    trackers: list[str] = field(
+        ["wandb"], "mirrors of metrics.jsonl: wandb, tensorboard, ...", effect=Effect.NONE
+    )
+    project: str = field("infogan_dist", "project that the run is logged under", effect=Effect.NONE)
+    name: str | None = field(None, "the run's name; null: its folder's", effect=Effect.NONE)
+    group: str | None = field(
+        None, "W&B: group of runs, such as the seeds of one setting", effect=Effect.NONE
+    )
+    tags: list[str] = field([], "W&B: tags", effect=Effect.NONE)
+    notes: str | None = field(None, "W&B: a sentence on the run", effect=Effect.NONE)
+    artifacts: bool = field(
+        False, "W&B: upload each checkpoint as a version of an artifact", effect=Effect.NONE
+    )
+    wandb_mode: str = field(
+        "auto",
+        "auto: online if logged in, else offline",
+        choices=("auto", "online", "offline", "disabled"),
+        effect=Effect.NONE,
+    )
+    pictures_every: int = field(
+        500, "steps between grids of samples and traversals; also at the end", minimum=1, effect=Effect.NONE
+    )
+    progress: bool = field(True, "show progress on stderr", effect=Effect.NONE)
+
+
+@dataclass
+class ScoresConfig:
+    names: list[str] | None = field(
+        None, "scores to compute; null: all that the data allows", choices=SCORES, effect=Effect.SCORES
+    )
+    images: int = field(
+        10000,
+        "images generated for a score; FID falls with more, so compare equal numbers only",
+        minimum=2,
+        effect=Effect.SCORES,
+    )
+    limit: int | None = field(
+        None, "images of each real split to use, from its start; null: all", minimum=2, effect=Effect.SCORES
+    )
+    ema: bool = field(True, "score the averaged generator, else the last step's", effect=Effect.SCORES)
+    features: str | None = field(
+        None,
+        "TorchScript file of the network whose features fidelity compares; null: the package's, for digits",
+        effect=Effect.SCORES,
+    )
+
+
+@dataclass
+class Config:
+    run: str = field(
+        "runs/infogan", "folder of the run: config, metrics, pictures, checkpoints", effect=Effect.NONE
+    )
+    seed: int = field(0, "seed of all random numbers")
+    noise: int = field(62, "incompressible noise variables z ~ N(0, 1)", minimum=0)
+    codes: dict[str, CodeConfig | None] = field({}, "latent codes c by name; null removes one")
+    networks: NetworksConfig = field(NetworksConfig, "layer tables")
+    objective: ObjectiveConfig = field(ObjectiveConfig, "what is minimised")
+    optim: OptimConfig = field(OptimConfig, "Adam")
+    data: DataConfig = field(DataConfig, "where images come from")
+    train: TrainConfig = field(TrainConfig, "the loop")
+    checkpoint: CheckpointConfig = field(CheckpointConfig, "what is saved")
+    tracking: TrackingConfig = field(TrackingConfig, "what is logged where")
+    scores: ScoresConfig = field(ScoresConfig, "how a trained model is scored")
+
+    @property
+    def real_batch(self) -> int:
+        """Real images of a step, over all processes: half the batch where D learns from half batches."""
+        return self.train.batch_size // 2 if self.objective.split_updates else self.train.batch_size
+
+    def length(self, samples: int) -> int:
+        """Return the number of steps of the whole run on a set of `samples` images."""
+        if self.train.steps is not None:
+            return self.train.steps
+        return math.ceil((self.train.epochs or 0) * samples / self.real_batch)

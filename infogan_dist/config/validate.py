@@ -1,0 +1,98 @@
+"""What of a configuration is refused before anything starts, each with one line."""
+
+import dataclasses
+import math
+from typing import Any
+
+from infogan_dist.config.schema import CodeConfig, Config
+from infogan_dist.errors import ConfigError
+
+
+def validate(config: Config) -> None:
+    """Refuse what no number of processes could run. Raises `ConfigError`."""
+    _check_ranges(config, "")
+    if (config.train.steps is None) == (config.train.epochs is None):
+        given = "both" if config.train.steps is not None else "neither"
+        raise ConfigError(
+            f"train.steps, train.epochs: {given} given; give one of them, such as train.steps=20000"
+        )
+    for name, code in config.codes.items():
+        if code is not None:
+            _check_code(name, code)
+    if not any(config.codes.values()):
+        raise ConfigError("codes: none; add one, such as codes.digit={kind: categorical, size: 10}")
+    for name in ("generator", "discriminator"):
+        if not getattr(config.networks, name):
+            raise ConfigError(f"networks.{name}: no layers; start from a preset, such as configs/mnist.yaml")
+        adam = getattr(config.optim, name)
+        if adam.beta1 >= 1 or adam.beta2 >= 1:
+            raise ConfigError(f"optim.{name}: beta1 and beta2 must be below 1")
+    if config.train.ema_decay >= 1:
+        raise ConfigError(
+            f"train.ema_decay: {config.train.ema_decay} must be below 1; 0 takes the last weights"
+        )
+    check_batch(config, world=config.train.processes or 1)
+
+
+def check_batch(config: Config, world: int) -> None:
+    """Refuse a global batch that `world` processes cannot share evenly. Raises `ConfigError`."""
+    train, lanes = config.train, config.data.lanes
+    if lanes % world:
+        near = " or ".join(str(n) for n in (lanes // world * world, (lanes // world + 1) * world) if n)
+        raise ConfigError(
+            f"data.lanes: {lanes} lanes cannot be divided among {world} processes; use data.lanes={near}"
+        )
+    split = 2 if config.objective.split_updates else 1
+    unit = math.lcm(split * lanes, split * world * train.accumulation)
+    if train.batch_size % unit:
+        below = train.batch_size // unit * unit
+        near = " or ".join(str(n) for n in (below, below + unit) if n)
+        raise ConfigError(
+            f"train.batch_size: {train.batch_size} is no multiple of {unit}, which {lanes} lanes, {world} "
+            f"process(es) and {train.accumulation} micro-batch(es) need; use train.batch_size={near}"
+        )
+
+
+def _check_code(name: str, code: CodeConfig) -> None:
+    key = f"codes.{name}"
+    if not name.isidentifier() or name == "noise":
+        raise ConfigError(f"{key}: a code's name is one word of letters, digits and _, and not 'noise'")
+    code.check(key)
+
+
+def _check_ranges(node: Any, prefix: str) -> None:
+    for spec in dataclasses.fields(node):
+        value, key, metadata = getattr(node, spec.name), prefix + spec.name, spec.metadata
+        for item_key, item in _items(key, value):
+            if dataclasses.is_dataclass(item):
+                _check_ranges(item, item_key + ".")
+            elif item is not None and not _is_in_range(item, metadata):
+                raise ConfigError(f"{item_key}: {item!r} is refused; {_allowed(metadata)}")
+
+
+def _items(key: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, list):
+        return [(f"{key}[{i}]", v) for i, v in enumerate(value)]
+    if isinstance(value, dict):
+        return [(f"{key}.{k}", v) for k, v in value.items()]
+    return [(key, value)]
+
+
+def _is_in_range(value: Any, metadata: Any) -> bool:
+    if metadata["choices"]:
+        return value in metadata["choices"]
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if metadata["minimum"] is not None and value < metadata["minimum"]:
+        return False
+    return metadata["above"] is None or value > metadata["above"]
+
+
+def _allowed(metadata: Any) -> str:
+    if metadata["choices"]:
+        return "use " + ", ".join(metadata["choices"])
+    if metadata["minimum"] is not None:
+        return f"use a finite number from {metadata['minimum']} up"
+    if metadata["above"] is not None:
+        return f"use a finite number above {metadata['above']}"
+    return "give a finite value"

@@ -1,0 +1,1 @@
+"""The paper: latent codes, networks and losses, as functions of tensors."""

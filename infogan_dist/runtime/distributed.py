@@ -1,0 +1,307 @@
+"""Processes, devices, precision and collectives: the only module that uses Accelerate's process group."""
+
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from infogan_dist.config.schema import PRECISIONS, AdamConfig, Config
+from infogan_dist.errors import ConfigError
+from infogan_dist.launcher import STOP_SIGNALS, process_place
+
+# Warnings of DDP: about buffers, which `average_buffers` makes equal; about the strides of a gradient of one row.
+HARMLESS_WARNINGS = (".*broadcast_buffers.*", "Grad strides do not match bucket view strides")
+GLOO_GRACE_S = 0.2  # for gloo's threads to release their last tensors; see `Engine.close`
+
+
+@dataclass
+class TrainablePart:
+    """The parameters that one step updates, as one module, so that each step reduces exactly its own gradients.
+
+    Attributes:
+        module: wrapped for distributed training; its forward is called where its gradients are to be reduced.
+        optimizer: Adam over all its parameters.
+        scaler: scales the gradients in fp16; does nothing in other precisions.
+        clip: largest gradient norm, or None.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Adam
+    scaler: torch.amp.GradScaler
+    clip: float | None
+
+
+class Engine:
+    """The device of this process, its precision, and its communication with the other processes.
+
+    Args:
+        config: the run's config; its precision is checked against the device.
+
+    Attributes:
+        accelerator: Accelerate's object; wraps modules and logs.
+        device: the device of this process.
+        dtype: number type of weights and of the optimizer's state: float64 under `fp64`, else float32.
+        fp16: whether gradients are scaled.
+        world, rank: the number of processes, and the index of this one.
+        is_main: whether this process logs, draws and saves.
+
+    Raises:
+        ConfigError: the device does not support the precision.
+    """
+
+    def __init__(self, config: Config):
+        cuda = uses_cuda()
+        precision = resolve_precision(config, cuda)
+        _make_deterministic(cuda)
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.accelerator = Accelerator(
+            cpu=not cuda,
+            mixed_precision=precision if precision in ("bf16", "fp16") else "no",
+            # Two forwards of one module before a backward would fail on buffers broadcast in between.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
+        )
+        self.device, self.fp16 = self.accelerator.device, precision == "fp16"
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.is_main = self.accelerator.is_main_process
+        self._flags: Tensor | None = None
+        self._flags_ready: Any = None
+        self._stop = self._listening = False
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device and the number type of the run; on several GPUs, make batch norm global."""
+        if self.device.type == "cuda" and self.world > 1:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return network.to(self.device, self.dtype)
+
+    def trainable_part(self, module: nn.Module, adam: AdamConfig) -> TrainablePart:
+        """Wrap a module of placed networks for distributed training, with Adam over its parameters."""
+        optimizer = torch.optim.Adam(
+            module.parameters(), adam.lr, (adam.beta1, adam.beta2), adam.eps, fused=True
+        )
+        for message in HARMLESS_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        wrapped = self.accelerator.prepare_model(module)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.fp16)
+        return TrainablePart(wrapped, optimizer, scaler, adam.clip)
+
+    def autocast(self) -> AbstractContextManager:
+        """Return a context in which networks compute in the run's mixed precision."""
+        return self.accelerator.autocast()
+
+    @contextmanager
+    def accumulate(self, part: TrainablePart, last: bool) -> Iterator[None]:
+        """Enclose forward and backward of a micro-batch, so that only the last one reduces the gradients."""
+        if last or self.world == 1:
+            yield
+        else:
+            with self.accelerator.no_sync(part.module):
+                yield
+
+    def backward(self, part: TrainablePart, loss: Tensor) -> None:
+        """Add a loss's gradients to `.grad`. A loss that is not finite makes them NaN, and so on every process."""
+        seed = torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype)
+        part.scaler.scale(loss).backward(gradient=seed)
+
+    def update(self, part: TrainablePart, suppress: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Take one step of Adam, unless a gradient is not finite; the host does not wait for the device.
+
+        Args:
+            part: the parameters, with their gradients.
+            suppress: bool [] on the device; where true, the step is suppressed as well.
+
+        Returns:
+            The norm of all gradients before clipping, and whether it was not finite, bool []. Both are the same
+            on all processes, since the gradients are.
+        """
+        optimizer: Any = part.optimizer
+        part.scaler.unscale_(optimizer)
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norm = nn.utils.get_total_norm(gradients)
+        nonfinite = ~norm.isfinite()
+        if part.clip is not None:
+            torch._foreach_mul_(gradients, (part.clip / (norm + 1e-6)).clamp_max(1.0))
+        # The fused kernel changes neither parameters nor moments where found_inf is 1.
+        optimizer.found_inf = (nonfinite if suppress is None else nonfinite | suppress).float()
+        optimizer.step()
+        part.scaler.update()
+        optimizer.zero_grad()
+        return norm, nonfinite
+
+    def average_buffers(self, networks: Iterable[nn.Module]) -> None:
+        """Average running statistics over the processes, where each process normalises its own slice."""
+        if self.world == 1 or self.device.type == "cuda":
+            return
+        buffers = [b for network in networks for b in network.buffers() if b.is_floating_point()]
+        if buffers:
+            flat = torch.cat([b.flatten() for b in buffers])
+            dist.all_reduce(flat)
+            parts = (flat / self.world).split([b.numel() for b in buffers])
+            torch._foreach_copy_(buffers, [p.view_as(b) for p, b in zip(parts, buffers, strict=True)])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over the processes."""
+        return self.accelerator.reduce(values, "sum")  # type: ignore[return-value]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the tensors [M] of all processes as rows [world, M]."""
+        return self.accelerator.gather(values[None])  # type: ignore[return-value]
+
+    def distributed_map(self, count: int, width: int, task: Callable[[int], Any]) -> np.ndarray:
+        """Compute a table whose rows are divided among the processes; to be called by all of them.
+
+        Args:
+            count, width: rows and columns of the table.
+            task: maps the index of a row to its `width` numbers, which must depend on that index alone. A process
+                computes neighbouring rows, so that a shard which several rows share is read once.
+
+        Returns:
+            float64 [count, width], the same on all processes and for any number of processes.
+        """
+        rows = torch.zeros(count, width, dtype=torch.float64)
+        for i in range(count * self.rank // self.world, count * (self.rank + 1) // self.world):
+            rows[i] = torch.as_tensor(task(i), dtype=torch.float64)
+        return self.sum(rows.to(self.device)).cpu().numpy()
+
+    def wait(self) -> None:
+        """Wait for all processes. Not for use in a step."""
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """End the trackers and the process group."""
+        if self.world > 1:
+            # The group's destructor holds Python's lock while it waits for gloo's threads, which need that lock
+            # to release their last tensors. The pause lets them release these first.
+            time.sleep(GLOO_GRACE_S)
+        self.accelerator.end_training()
+        if self._listening:
+            # Everything is saved: a signal that arrives during Python's shutdown must not kill the process.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def listen_for_stop(self) -> None:
+        """Record stop signals from here on, for `exchange`; a second Ctrl-C interrupts at once."""
+
+        def record(number: int, frame: Any) -> None:
+            if self._stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        self._listening = True
+        for number in STOP_SIGNALS:
+            signal.signal(number, record)
+
+    def exchange(self, flags: Tensor) -> list[float] | None:
+        """Send this step's flags and return those of the step before, so that the host does not wait.
+
+        Args:
+            flags: float32 [F] on the device. A flag is set for all processes if one of them sets it. Whether
+                this process was asked to stop is added in front.
+
+        Returns:
+            The flags [1 + F] of the step before, the same on all processes; None in the first step.
+        """
+        last = self.last_flags()
+        stop = torch.full((1,), float(self._stop), device=self.device)
+        sent = torch.cat([stop, flags])
+        work = dist.all_reduce(sent, dist.ReduceOp.MAX, async_op=True) if self.world > 1 else None
+        if self.device.type == "cuda":
+            if work is not None:
+                work.wait()  # orders the streams; the host does not wait
+            self._flags = torch.empty(sent.shape, pin_memory=True).copy_(sent, non_blocking=True)
+            self._flags_ready = torch.cuda.Event()
+            self._flags_ready.record()
+        else:
+            self._flags, self._flags_ready = sent, work
+        return last
+
+    def last_flags(self) -> list[float] | None:
+        """Wait for the flags of the last exchange and return them; None if there are none pending."""
+        flags, ready = self._flags, self._flags_ready
+        self._flags = self._flags_ready = None
+        if flags is None:
+            return None
+        if isinstance(ready, torch.cuda.Event):
+            ready.synchronize()
+        elif ready is not None:
+            ready.wait()
+        return flags.tolist()
+
+
+def uses_cuda() -> bool:
+    """Return whether each process uses a GPU."""
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@contextmanager
+def frozen(*networks: nn.Module) -> Iterator[None]:
+    """Within the block, forwards give the networks' parameters no gradients and change no running statistics."""
+    parameters = [p for n in networks for p in n.parameters() if p.requires_grad]
+    with untracked(*networks):
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+
+@contextmanager
+def untracked(*networks: nn.Module) -> Iterator[None]:
+    """Within the block, batch norm normalises by the batch, as in training, without changing running statistics."""
+    norms = [m for n in networks for m in n.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def resolve_precision(config: Config, cuda: bool) -> str:
+    """Return fp32, bf16, fp16 or fp64: the config's precision, else the launcher's. Raises `ConfigError`."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = config.train.precision or {"no": "fp32"}.get(launched, launched)
+    if precision not in PRECISIONS:
+        raise ConfigError(f"accelerate launch --mixed_precision {launched}: use no, bf16 or fp16")
+    if precision == "fp16" and not cuda:
+        raise ConfigError("train.precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
+    return precision
+
+
+def _make_deterministic(cuda: bool) -> None:
+    """Make every sum run in the same order each time; on a CPU, use all cores."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if cuda:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        return
+    share = max(1, cores() // process_place().local_world)
+    # Launchers set OMP_NUM_THREADS=1 by default; a larger number was chosen by the user.
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    threads = threads if threads > 1 else share
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)

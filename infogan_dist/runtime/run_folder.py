@@ -1,0 +1,130 @@
+"""The folder of a run: its lock, the checkpoint that it continues from, saving and pruning.
+
+runs/mnist/
+    config.yaml         the resolved config
+    metrics.jsonl       one line per `train.log_every` steps; identical each time the config is run
+    timing.jsonl        measured times of the same steps
+    scores.jsonl        one line per `train.evaluate_every` steps
+    pictures/step_*/    PNG files
+    checkpoints/step_*/ see `checkpoint.py`
+    .lock               locked while a run is going in this folder
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from infogan_dist.config.compare import resume_conflicts
+from infogan_dist.config.load import load_config, save_config
+from infogan_dist.config.schema import Config
+from infogan_dist.data.fetch import redact_url
+from infogan_dist.data.shards import Manifest
+from infogan_dist.errors import ConfigError
+from infogan_dist.files import report_unwritable
+from infogan_dist.runtime import checkpoint, tracking
+from infogan_dist.runtime.checkpoint import Checkpoint
+
+
+class RunFolder:
+    """The folder of a run; only the main process writes to it.
+
+    Attributes:
+        path: the folder.
+        lock_path: a file that is locked while a run is going in the folder.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.lock_path = path, path / ".lock"
+        self._lock: int | None = None
+
+    def create(self) -> None:
+        """Create the folder where it is missing. Raises `ConfigError`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run: {self.path} cannot be created ({error.strerror}); set run=FOLDER"
+            ) from None
+
+    def lock(self) -> None:
+        """Lock the folder for this process; the kernel releases the lock however the process ends.
+
+        Raises:
+            ConfigError: another run has locked it, or nothing can be written there.
+        """
+        try:
+            self._lock = os.open(self.lock_path, os.O_RDWR | os.O_CREAT)
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"run: {self.path} belongs to a run that is still going; wait for it, or set run=FOLDER"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"run: {self.path} cannot be written ({error.strerror}); set run=FOLDER"
+            ) from None
+
+    def unlock(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def resume_point(self, config: Config, manifest: Manifest) -> Checkpoint | None:
+        """Return the checkpoint that a run with this config continues from, None where there is none.
+
+        Raises:
+            ConfigError: the folder's run has another config or other data, so that its result would differ.
+        """
+        newest = checkpoint.find(self.path)
+        if newest is None:
+            return None
+        changed = resume_conflicts(load_config(newest.path / checkpoint.CONFIG), config)
+        if newest.metadata["data_fingerprint"] != manifest.fingerprint():
+            location = redact_url(config.data.shards)
+            changed.append(f"data.shards: {newest.metadata['data']} -> other images in {location}")
+        if changed:
+            raise ConfigError(
+                f"{self.path}: contains a run whose result would differ ({'; '.join(changed)}); "
+                "choose another folder with run=..., or remove this one"
+            )
+        return newest
+
+    def prepare(self, config: Config, step: int) -> None:
+        """Remove incomplete checkpoints, write the resolved config, and truncate the logs to a step."""
+        for partial in (self.path / checkpoint.FOLDER).glob(".*.part"):
+            shutil.rmtree(partial, ignore_errors=True)
+        with report_unwritable(self.path / checkpoint.CONFIG, tracking.RESTART):
+            save_config(config, self.path / checkpoint.CONFIG)
+        tracking.truncate_logs(self.path, step)
+
+    def save(
+        self,
+        config: Config,
+        networks: Mapping[str, nn.Module],
+        optimizers: dict[str, Any],
+        metadata: dict[str, Any],
+    ) -> Path | None:
+        """Save a checkpoint and remove those that are not to be kept.
+
+        Args:
+            config: the resolved config, whose `checkpoint` section decides what is kept.
+            networks, optimizers, metadata: see `checkpoint.save`.
+
+        Returns:
+            The checkpoint's folder; None if there was a complete one of this step already.
+
+        Raises:
+            DataError: it cannot be written; earlier checkpoints are unchanged.
+        """
+        folder = checkpoint.step_folder(self.path, metadata["step"])
+        if checkpoint.find(folder) is not None:
+            return None
+        checkpoint.save(self.path, config, networks, optimizers, metadata)
+        checkpoint.prune(self.path, config.checkpoint, checkpoint.best(self.path, config.checkpoint))
+        return folder

@@ -1,0 +1,1 @@
+"""Training: the state, one step, a run, and the loop."""

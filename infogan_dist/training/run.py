@@ -1,0 +1,210 @@
+"""A run assembled from its parts: data, networks, state, logs and checkpoints."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from infogan_dist import __version__
+from infogan_dist.config.batch_share import launched_share
+from infogan_dist.config.schema import Config
+from infogan_dist.data.fetch import open_store
+from infogan_dist.data.images import to_float
+from infogan_dist.data.loader import Batch, Loader
+from infogan_dist.data.order import Order
+from infogan_dist.data.shards import load_manifest
+from infogan_dist.model.latents import LatentSpec
+from infogan_dist.model.networks import build_networks
+from infogan_dist.runtime import checkpoint, tracking
+from infogan_dist.runtime.checkpoint import Checkpoint
+from infogan_dist.runtime.distributed import Engine
+from infogan_dist.runtime.metrics import MetricAccumulator
+from infogan_dist.runtime.pictures import image_grid, run_pictures
+from infogan_dist.runtime.run_folder import RunFolder
+from infogan_dist.training.schedule import Schedule
+from infogan_dist.training.state import initial_state
+from infogan_dist.training.step import TrainStep
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """A run ready to train: everything that can be refused has been, and the newest checkpoint is loaded.
+
+    Attributes:
+        config: the resolved config.
+        folder: the run folder, locked by the main process.
+        manifest, test: the training images, and held-out ones or None.
+        spec: the latent codes.
+        engine: device, precision and processes.
+        state: networks and optimizers.
+        train_step: does the steps.
+        loader: this process's real images.
+        schedule: what follows each step.
+        metrics: the last logged ones, by name.
+
+    Raises:
+        ConfigError, DataError: before a device is touched, where that can be known.
+    """
+
+    def __init__(self, config: Config):
+        self.config, self.folder = config, RunFolder(Path(config.run))
+        self.share = launched_share(config)
+        tracking.check_trackers(config)
+        self.manifest = load_manifest(config.data.shards)
+        self.test = None if config.data.test is None else load_manifest(config.data.test)
+        self.spec = LatentSpec(config.noise, config.codes)
+        networks = build_networks(config.networks, self.spec, self.manifest.image_shape, config.seed)
+        self.folder.create()
+        if self.share.rank == 0:
+            self.folder.lock()
+        resumed = self.folder.resume_point(config, self.manifest)
+        initial = checkpoint.require(Path(config.train.init_from)) if config.train.init_from else None
+
+        self.engine = Engine(config)
+        self.state, self.accumulator = (
+            initial_state(config, self.engine, networks),
+            MetricAccumulator(self.engine),
+        )
+        self.train_step = TrainStep(config, self.spec, self.engine, self.state)
+        self.metrics: dict[str, float] = {}
+        self.schedule = Schedule(config, config.length(self.manifest.samples))
+        self.loader = self._create_loader()
+        self._load(resumed, initial)
+        self._warm_up()
+
+    def _create_loader(self) -> Loader:
+        config = self.config
+        order = Order(config.seed, self.manifest.shard_sizes, config.data.lanes, config.real_batch)
+        warning = order.drift_warning()
+        if warning and self.engine.is_main:
+            logger.warning(warning)
+        return Loader(
+            self.manifest,
+            order,
+            self.share.lanes,
+            workers=config.data.workers,
+            cache_bytes=config.data.cache_mib * 2**20,
+            pin=self.engine.device.type == "cuda",
+            skip=config.data.on_error == "skip",
+            store=open_store(config.data),
+        )
+
+    def _load(self, resumed: Checkpoint | None, initial: Checkpoint | None) -> None:
+        """Load the weights of a checkpoint of this run, else those of `train.init_from`."""
+        start = resumed or initial
+        if start is not None:
+            for name, network in self.state.networks().items():
+                checkpoint.load_network(start, name, network)
+        if resumed is not None:
+            self.state.load_optimizers(checkpoint.load_optimizers(resumed))
+            self.state.step, self.metrics = resumed.step, resumed.metadata["metrics"]
+            self.accumulator.load(resumed.metadata["window"])
+            logger.info("continuing from %s", resumed.path)
+
+    def _warm_up(self) -> None:
+        if self.engine.world == 1:
+            return
+        micro = next(self.share.micro_batches())
+        count = micro.latents.stop
+        shape = (count, *self.manifest.image_shape)
+        real = torch.zeros(shape, dtype=self.engine.dtype, device=self.engine.device)
+        latents = self.spec.sample(self.config.seed, "warm_up", 0, count, self.engine.dtype)
+        self.train_step.warm_up(real, latents.to(self.engine.device))
+
+    def open(self) -> None:
+        """Start to record stop signals, prepare the folder, and start the trackers."""
+        self.engine.listen_for_stop()
+        if self.engine.is_main:
+            self.folder.prepare(self.config, self.state.step)
+        tracking.open_trackers(self.engine.accelerator, self.config, self.folder.path)
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        """Do one step on this process's share of a global batch.
+
+        Returns:
+            float32 [2]: whether D's and whether G's loss or gradient was not finite.
+        """
+        config, engine = self.config, self.engine
+        real = to_float(batch.images.to(engine.device, non_blocking=True), engine.dtype)
+        first, count = self.share.first_latent(self.state.step), self.share.latents
+        latents = self.spec.sample(config.seed, "latents", first, count, engine.dtype).to(engine.device)
+        result = self.train_step.run(real, latents)
+        substituted = batch.substituted.to(engine.device, engine.dtype).mean()
+        d, g = result.nonfinite
+        flags = {"nonfinite/d": d, "nonfinite/g": g}
+        self.accumulator.add({**result.terms, "data/substituted": substituted}, flags)
+        return result.nonfinite
+
+    def log(self, timing: dict[str, float]) -> None:
+        """Reduce the window's metrics over all processes, and log them.
+
+        Args:
+            timing: measured times, logged beside them.
+        """
+        step = self.state.step
+        entropy = {f"entropy/{n}": c.entropy * c.variables for n, c in self.spec.codes.items()}
+        scores = {
+            name: value for name, value in self.metrics.items() if name.startswith(tracking.SCORE_PREFIX)
+        }
+        self.metrics = {**self.accumulator.window(), **entropy, **self.state.learning_rates()}
+        for name, code in self.spec.codes.items():
+            dead = (
+                self.schedule.is_dead_code_reported(step)
+                and self.metrics[f"gain/{name}"] < code.dead_threshold
+            )
+            self.metrics[f"dead/{name}"] = float(dead)
+        self.engine.accelerator.log({**self.metrics, **timing}, step=step)
+        self.metrics |= scores  # the last ones, which checkpoint.best may name
+
+    def evaluate(self) -> None:
+        """Compute the scores of the run so far, and log them. To be called by all processes."""
+        # scikit-learn takes a second to import, and most runs are not scored.
+        from infogan_dist.scores.evaluation import evaluate
+        from infogan_dist.scores.scored_model import ScoredModel
+
+        networks = self.state.networks()
+
+        def load(name: str, network: nn.Module) -> None:
+            network.load_state_dict(networks[name].state_dict())
+
+        result = evaluate(ScoredModel(self.engine, self.config, load, self.manifest, self.test))
+        scores = {tracking.SCORE_PREFIX + name: value for name, value in result.values().items()}
+        self.metrics |= scores
+        self.engine.accelerator.log(scores, step=self.state.step)
+        if self.engine.is_main:
+            pictures = {tracking.SCORE_PREFIX + name: pixels for name, pixels in result.pictures.items()}
+            tracking.log_pictures(self.engine.accelerator, pictures, self.state.step)
+
+    def draw(self) -> None:
+        """Draw samples and traversals of the averaged generator, on the main process."""
+        if self.engine.is_main:
+            pictures = run_pictures(self.state.ema, self.spec, self.config.seed)
+            tracking.log_pictures(self.engine.accelerator, pictures, self.state.step)
+
+    def draw_real(self, batch: Batch) -> None:
+        """Draw the first real images, to show the networks' input."""
+        if self.engine.is_main:
+            picture = image_grid(to_float(batch.images[:100], torch.float32), 10)
+            tracking.log_pictures(self.engine.accelerator, {"real": picture}, self.state.step)
+
+    def save(self) -> None:
+        """Save a checkpoint, and remove those that are not to be kept. To be called by all processes."""
+        window = self.accumulator.state()
+        if self.engine.is_main:
+            metadata = {
+                "version": __version__,
+                "step": self.state.step,
+                "world": self.engine.world,
+                "data": self.manifest.name,
+                "data_fingerprint": self.manifest.fingerprint(),
+                "image_shape": self.manifest.image_shape,
+                "label_names": self.manifest.label_names,
+                "metrics": self.metrics,
+                "window": window,
+            }
+            folder = self.folder.save(self.config, self.state.networks(), self.state.optimizers(), metadata)
+            if folder is not None:
+                tracking.log_checkpoint(self.engine.accelerator, folder, self.state.step)
+        self.engine.wait()

@@ -1,0 +1,314 @@
+"""One training step: the discriminator's update, then the generator's.
+
+The algorithm (Chen et al. 2016, arXiv 1606.03657, eq. 6), with `q_step=discriminator` and `d_updates=joint`:
+
+    1   take the step's real images x and latents (z, c) ~ prior
+    2   fake = G(z, c)
+    3   L_I = sum over codes of lambda * (H(c) + mean log Q(c | fake))                            (eq. 5)
+    4   L_D = loss.discriminator(D(x), D(fake)) + r1 / 2 * mean |grad D(x)|^2
+    5   update trunk, logit and Q by Adam on L_D - L_I
+    6   freeze D and Q
+    7   L_G = loss.generator(D(fake)), and L_I again with the updated Q
+    8   update G by Adam on L_G - L_I
+    9   average of G = decay * average + (1 - decay) * G
+
+With `q_step=generator` line 5 leaves Q out and line 8 includes it. With `d_updates=split` lines 4 and 5 are
+done twice: on half a batch of real images, then on every second generated image. With accumulation lines 2 to 4
+and 7 are done for each micro-batch, and gradients add up.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from infogan_dist.config.batch_share import BatchShare
+from infogan_dist.config.schema import Config
+from infogan_dist.errors import ConfigError
+from infogan_dist.model.codes import variable_names
+from infogan_dist.model.latents import Latents, LatentSpec
+from infogan_dist.model.losses import LOSSES, information_loss, lower_bound, r1_penalty
+from infogan_dist.runtime.distributed import Engine, frozen, untracked
+from infogan_dist.training.state import TrainState
+
+Terms = dict[str, Tensor]  # numbers of a step, each [], by the name under which they are logged
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The outcome of a step.
+
+    Attributes:
+        terms: numbers to log, each [] on the device.
+        nonfinite: float32 [2] on the device: whether D's and whether G's loss or gradient was not finite.
+    """
+
+    terms: Terms
+    nonfinite: Tensor
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """The outcome of the discriminator's or of the generator's update.
+
+    Attributes:
+        terms: numbers to log.
+        suppressed: bool [], whether a gradient was not finite, so that nothing was updated.
+        nonfinite: float32 [], whether the run has to react to that.
+    """
+
+    terms: Terms
+    suppressed: Tensor
+    nonfinite: Tensor
+
+
+class TrainStep:
+    """Does training steps; see the algorithm above.
+
+    Args:
+        config: the run's.
+        spec: the latent codes.
+        engine: device, precision and processes.
+        state: what the steps update.
+
+    Attributes:
+        share: this process's part of a global batch.
+        loss: the adversarial loss.
+        q_with_d: whether the discriminator's update trains Q, else the generator's.
+
+    Raises:
+        ConfigError: a loss that compares real with generated images, under `d_updates=split`.
+    """
+
+    def __init__(self, config: Config, spec: LatentSpec, engine: Engine, state: TrainState):
+        self.config, self.objective, self.spec, self.engine, self.state = (
+            config, config.objective, spec, engine, state,
+        )  # fmt: skip
+        self.share = BatchShare(config, engine.world, engine.rank)
+        self.loss, self.q_with_d = LOSSES[config.objective.loss], config.objective.q_with_discriminator
+        if self.loss.paired and config.objective.split_updates:
+            raise ConfigError(
+                f"objective.loss: {config.objective.loss} compares real with generated images; "
+                "use objective.d_updates=joint"
+            )
+        self._buffers = [b for network in state.trained_networks() for b in network.buffers()]
+
+    def run(self, real: Tensor, latents: Latents) -> StepResult:
+        """Update D, then G, then the average of G.
+
+        An update whose loss or gradient is not finite is suppressed: weights, moments, the average and the
+        running statistics do not change. D's suppresses G's as well.
+
+        Args:
+            real: this process's real images of the step, [n, C, H, W] in [-1, 1].
+            latents: this process's latents of the step; both updates use them.
+        """
+        before = [b.clone() for b in self._buffers]
+        # With one micro-batch the generated images serve both updates.
+        fake = self._generate(latents) if self.config.train.accumulation == 1 else None
+        d = self.update_discriminator(real, latents, fake)
+        # Under fp16 an overflow concerns one scaler alone, and must not suppress the other update.
+        g = self.update_generator(real, latents, fake, None if self.engine.fp16 else d.suppressed)
+        suppressed = d.suppressed | g.suppressed
+        for buffer, old in zip(self._buffers, before, strict=True):
+            buffer.copy_(torch.where(suppressed, old, buffer))
+        self.engine.average_buffers(self.state.trained_networks())
+        self._update_average(suppressed)
+        self.state.step += 1
+        return StepResult({**d.terms, **g.terms}, torch.stack([d.nonfinite, g.nonfinite]))
+
+    def update_discriminator(self, real: Tensor, latents: Latents, fake: Tensor | None) -> UpdateResult:
+        """Lower L_D, and -L_I too where this update trains Q.
+
+        Under `d_updates=split` this takes two steps of Adam: on the real half batch, then on the images of
+        every second latent, whichever process owns it.
+
+        Args:
+            real, latents: as of `run`.
+            fake: generated images [n, C, H, W]; None: generate those of each micro-batch.
+        """
+        terms: Terms = {}
+        joint = not self.objective.split_updates
+        suppressed = torch.zeros((), dtype=torch.bool, device=real.device)
+        nonfinite, norms = [], []
+        for takes_real, takes_fake in ((True, True),) if joint else ((True, False), (False, True)):
+            for micro in self.share.micro_batches():
+                rows = latents[micro.latents]
+                rows = rows if joint else rows[::2]
+                with self.engine.accumulate(self.state.d, micro.is_last):
+                    images = real[micro.real] if takes_real else None
+                    fakes = self._fakes_for_discriminator(rows, fake) if takes_fake else None
+                    loss = self._discriminator_loss(images, fakes, rows, terms)
+                    self.engine.backward(self.state.d, loss)
+                nonfinite.append(~loss.detach().isfinite())
+            if self.q_with_d and not takes_fake:
+                for parameter in self.state.recognition.parameters():
+                    # Real images give Q no gradient. With a zero gradient Adam would still move by its momentum.
+                    parameter.grad = None
+            norm, update_suppressed = self.engine.update(self.state.d, suppressed)
+            norms.append(norm)
+            suppressed = suppressed | update_suppressed
+        terms.update(self._gradient_norm("d", torch.stack(norms).mean(), suppressed))
+        return UpdateResult(terms, suppressed, self._report(suppressed, nonfinite))
+
+    def update_generator(
+        self, real: Tensor, latents: Latents, fake: Tensor | None, suppress: Tensor | None
+    ) -> UpdateResult:
+        """Lower L_G - L_I over G, and over Q where this update trains it; D is frozen.
+
+        Args:
+            real, latents: as of `run`; the real images are used by paired losses only.
+            fake: generated images with their graph; None: generate those of each micro-batch.
+            suppress: bool []: whether to suppress the update in any case.
+        """
+        terms: Terms = {}
+        nonfinite = []
+        for micro in self.share.micro_batches():
+            rows = latents[micro.latents]
+            with self.engine.accumulate(self.state.g, micro.is_last):
+                images = self._generate(rows) if fake is None else fake
+                loss = self._generator_loss(real[micro.real], images, rows, terms)
+                self.engine.backward(self.state.g, loss)
+            nonfinite.append(~loss.detach().isfinite())
+        norm, suppressed = self.engine.update(self.state.g, suppress)
+        terms.update(self._gradient_norm("g", norm, suppressed))
+        return UpdateResult(terms, suppressed, self._report(suppressed, nonfinite))
+
+    def warm_up(self, real: Tensor, latents: Latents) -> None:
+        """Run the forward and backward of both updates once and discard their results.
+
+        DDP reorders its gradient buckets after its first backward, and with them the order of summation. After
+        this call the first step of a started run and that of a resumed one sum alike.
+
+        Args:
+            real, latents: a micro-batch of any content.
+        """
+        buffers = [b.clone() for b in self._buffers]
+        loss = self._discriminator_loss(real, self._generate(latents).detach(), latents, {})
+        self.engine.backward(self.state.d, loss)
+        self.engine.backward(self.state.g, self._generator_loss(real, self._generate(latents), latents, {}))
+        for part in (self.state.d, self.state.g):
+            part.optimizer.zero_grad()
+        for buffer, old in zip(self._buffers, buffers, strict=True):
+            buffer.copy_(old)
+
+    def _discriminator_loss(
+        self, real: Tensor | None, fake: Tensor | None, latents: Latents, terms: Terms
+    ) -> Tensor:
+        """Return L_D (- L_I) of a micro-batch as a share of the step's, and add its terms to `terms`."""
+        r1 = self.objective.r1
+        if real is not None and r1 > 0:
+            real = real.detach().requires_grad_()
+        with self.engine.autocast():
+            out = {k: _at_least_fp32(v) for k, v in self.state.d.module(real, fake).items()}
+        real_logits, fake_logits = out.get("real_logits"), out.get("fake_logits")
+        adversarial = self.loss.discriminator(real_logits, fake_logits)
+        losses = {f"d/{name}": value for name, value in adversarial.items()}
+        if real is not None and real_logits is not None:
+            if r1 > 0:
+                losses["d/r1"] = 0.5 * r1 * r1_penalty(real_logits, real)
+            self._add(terms, {"d/logit_real": real_logits.mean(), **self._code_usage(out["real_features"])})
+        if fake_logits is not None:
+            if self.q_with_d:
+                bounds = lower_bound(self.spec, self.spec.posteriors(out["posterior_params"]), latents.codes)
+                losses["d/information"] = information_loss(self.spec, bounds)
+            self._add(terms, {"d/logit_fake": fake_logits.mean()})
+        total = torch.stack(list(losses.values())).sum()
+        self._add(
+            terms, {"d/loss": total, "d/adversarial": torch.stack(list(adversarial.values())).sum(), **losses}
+        )
+        return total / self.config.train.accumulation
+
+    def _generator_loss(self, real: Tensor, fake: Tensor, latents: Latents, terms: Terms) -> Tensor:
+        """Return L_G - L_I of a micro-batch as a share of the step's, and add its terms to `terms`."""
+        state = self.state
+        held = (state.discriminator, state.recognition) if self.q_with_d else (state.discriminator,)
+        # Unwrapped networks: gradients pass through them to G, and DDP does not reduce for them.
+        with frozen(*held), self.engine.autocast():
+            features, fake_logits = state.discriminator(fake)
+            params = state.recognition(features)
+            real_logits = _at_least_fp32(state.discriminator(real)[1]) if self.loss.paired else None
+        posteriors = self.spec.posteriors(params)
+        bounds = lower_bound(self.spec, posteriors, latents.codes)
+        losses = {
+            "g/adversarial": self.loss.generator(_at_least_fp32(fake_logits), real_logits),
+            "g/information": information_loss(self.spec, bounds),
+        }
+        total = torch.stack(list(losses.values())).sum()
+        self._add(terms, {"g/loss": total, **losses})
+        for name, code in self.spec.codes.items():
+            self._add(terms, _per_variable(f"bound/{name}", bounds[name]))
+            self._add(terms, _per_variable(f"gain/{name}", bounds[name] - code.marginal_bound))
+            sigma = code.mean_sigma(posteriors[name])
+            if sigma is not None:
+                names = variable_names(name, code)
+                self._add(terms, {f"sigma/{n}": s for n, s in zip(names, sigma, strict=True)})
+        return total / self.config.train.accumulation
+
+    @torch.no_grad()
+    def _code_usage(self, features: Tensor) -> Terms:
+        """Return how often Q assigns real images to each value of the discrete codes."""
+        with untracked(self.state.recognition), self.engine.autocast():
+            posteriors = self.spec.posteriors(self.state.recognition(features.detach()))
+        terms: Terms = {}
+        for name, code in self.spec.codes.items():
+            usage = code.usage(posteriors[name])
+            if usage is not None:
+                for variable, shares in zip(variable_names(name, code), usage, strict=True):
+                    terms.update({f"usage/{variable}.{k}": share for k, share in enumerate(shares)})
+        return terms
+
+    def _generate(self, latents: Latents) -> Tensor:
+        with self.engine.autocast():
+            return _at_least_fp32(self.state.g.module(latents.vector))
+
+    def _fakes_for_discriminator(self, latents: Latents, fake: Tensor | None) -> Tensor:
+        if fake is not None:
+            return (fake[::2] if self.objective.split_updates else fake).detach()
+        # The generator's update generates these images again, and counts them for its running statistics then.
+        with torch.no_grad(), untracked(self.state.generator), self.engine.autocast():
+            return _at_least_fp32(self.state.generator(latents.vector))
+
+    def _update_average(self, suppressed: Tensor) -> None:
+        """Update the average of G and of its running statistics, unless the step was suppressed.
+
+        The decay starts low, so that the average soon forgets the initial weights.
+        """
+        decay = min(self.config.train.ema_decay, (1 + self.state.step) / (10 + self.state.step))
+        weight = (~suppressed).to(self.engine.dtype) * (1 - decay)
+        live = self.state.generator.state_dict()
+        for name, mean in self.state.ema.state_dict().items():
+            if mean.is_floating_point():
+                mean.lerp_(live[name], weight)
+            else:
+                mean.copy_(live[name])
+
+    def _add(self, terms: Terms, new: Terms) -> None:
+        """Add a micro-batch's share to the terms of a step."""
+        for name, value in new.items():
+            share = value.detach() / self.config.train.accumulation
+            terms[name] = terms[name] + share if name in terms else share
+
+    def _gradient_norm(self, name: str, norm: Tensor, suppressed: Tensor) -> Terms:
+        """Return the norm of the gradients; in fp16 also how often they overflowed, when they count as 0."""
+        if not self.engine.fp16:
+            return {f"grad_norm/{name}": norm}
+        return {
+            f"grad_norm/{name}": torch.where(suppressed, 0.0, norm),
+            f"overflow/{name}": suppressed.float(),
+        }
+
+    def _report(self, suppressed: Tensor, nonfinite: list[Tensor]) -> Tensor:
+        """Return whether the run has to react; not to an fp16 overflow, whose losses are finite."""
+        return (torch.stack(nonfinite).any() if self.engine.fp16 else suppressed).float()
+
+
+def _per_variable(name: str, values: Tensor) -> Terms:
+    """Return the sum over a code's variables [V], and each variable's value where there are several."""
+    each = {f"{name}.{i}": v for i, v in enumerate(values)} if len(values) > 1 else {}
+    return {name: values.sum(), **each}
+
+
+def _at_least_fp32(values: Tensor) -> Tensor:
+    """Return the values in fp32, in which losses are computed under mixed precision, or in fp64."""
+    return values if values.dtype == torch.float64 else values.float()

@@ -1,0 +1,167 @@
+"""Configs: what is merged how, and each mistake's one line."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from infogan_dist.config.compare import flatten, resume_conflicts
+from infogan_dist.config.help import help_text
+from infogan_dist.config.load import load_config, presets, read_config, save_config
+from infogan_dist.config.schema import Config
+from infogan_dist.errors import ConfigError
+
+QUICK = "configs/quickstart.yaml"
+
+
+def test_later_files_win_and_overrides_win_over_files(tmp_path: Path):
+    extra = tmp_path / "extra.yaml"
+    extra.write_text("seed: 7\ntrain: {steps: 11}\ncodes: {style: null, coin: {kind: bernoulli}}\n")
+    config = read_config([QUICK, str(extra), "train.steps=12", "codes.digit.size=20"])
+    assert (config.seed, config.train.steps, config.codes["digit"].size) == (7, 12, 20)  # type: ignore[union-attr]
+    assert list(config.codes) == ["digit", "coin"]
+    assert config.noise == 62
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.steps=None", "train.steps", None),
+        ("train.epochs=2.5", "train.epochs", 2.5),
+        ("train.compile=true", "train.compile", True),
+        ("tracking.trackers=[wandb,tensorboard]", "tracking.trackers", ["wandb", "tensorboard"]),
+        ("tracking.trackers=[]", "tracking.trackers", []),
+        ("optim.generator.lr=1e-4", "optim.generator.lr", 1e-4),
+        ("codes.style.sigma=0.5", "codes.style.sigma", 0.5),
+        ("tracking.name=a=b", "tracking.name", "a=b"),
+        ("--seed=3", "seed", 3),
+        ("codes={digit: {kind: categorical, size: 7}}", "codes.digit.size", 7),
+    ],
+)
+def test_overrides_are_read_as_yaml(override: str, key: str, value: object):
+    other = (
+        "train.epochs=1"
+        if key == "train.steps"
+        else "train.steps=null"
+        if key == "train.epochs"
+        else "seed=0"
+    )
+    words = [QUICK, other, override]
+    assert flatten(read_config(words))[key] == value
+
+
+MISTAKES = [
+    ("trian.steps=3", "did you mean train.steps"),
+    ("train.stps=3", "did you mean train.steps"),
+    ("lr=3", "optim.discriminator.lr"),
+    ("codes.digit.siez=3", "did you mean codes.digit.size"),
+    ("qqq=3", "--help"),
+    ("train.steps=many", "train.steps"),
+    ("train.batch_size=1.5", "train.batch_size"),
+    ("train=3", "train"),
+    ("codes.digit.kind=foo", "categorical, uniform, gaussian, bernoulli"),
+    ("codes.new.size=3", "codes.new.kind: not given"),
+    ("codes.digit.size=1", "2 or more"),
+    ("codes.style.count=2", "codes.style.size=2"),
+    ("codes.digit.sigma=1", "only for continuous"),
+    ("codes.style.sigma=0", "above 0"),
+    ("codes.digit.weight=-1", "from 0 up"),
+    ("codes.a-b.kind=uniform", "one word"),
+    ("objective.loss=wasserstein", "nonsaturating, hinge, least_squares"),
+    ("objective.q_step=both", "discriminator, generator"),
+    ("optim.generator.lr=0", "above 0"),
+    ("optim.generator.lr=nan", "finite"),
+    ("optim.discriminator.beta1=1", "below 1"),
+    ("train.ema_decay=1", "below 1"),
+    ("train.precision=fp8", "fp32, bf16, fp16, fp64"),
+    ("train.epochs=3", "both given"),
+    ("train.steps=null", "neither given"),
+    ("train.batch_size=0", "from 1 up"),
+    ("train.batch_size=60", "train.batch_size=56 or 64"),
+    ("train.batch_size=3", "train.batch_size=8"),
+    ("train.processes=3", "data.lanes=6 or 9"),
+    ("train.accumulation=7", "multiple of 56"),
+    ("networks.generator=[]", "configs/mnist.yaml"),
+    ("networks.generator=[{kind: dense, then: [gelu]}]", r"networks.generator\[0\].then\[0\]"),
+    ("tracking.wandb_mode=maybe", "auto, online, offline, disabled"),
+    ("train.steps", "no such config file"),
+    ("=3", "key=value"),
+    ("train..steps=3", "key=value"),
+    ("tracking.trackers=[a", "YAML"),
+    ("no/such.yaml", "configs/mnist.yaml"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "says"), MISTAKES)
+def test_each_mistake_gets_one_line_that_names_the_key_and_the_remedy(mistake: str, says: str):
+    with pytest.raises(ConfigError, match=says) as error:
+        read_config([QUICK, mistake])
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("- 1\n- 2\n", "key: value"), ("a: [1\n", "YAML"), ("sed: 3\n", "did you mean seed")],
+)
+def test_broken_files_are_named(tmp_path: Path, content: str, says: str):
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=says) as error:
+        read_config([str(path)])
+    assert "broken.yaml" in str(error.value)
+
+
+def test_the_resolved_config_is_read_back_as_it_was(tmp_path: Path):
+    config = read_config([QUICK, "codes.style.sigma=0.5", "tracking.name=x"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_only_what_changes_the_result_counts_as_a_difference():
+    config = read_config([QUICK])
+    free = ["train.steps=9", "run=elsewhere", "tracking.trackers=[]", "checkpoint.keep=9", "data.workers=0"]
+    assert resume_conflicts(config, read_config([QUICK, *free])) == []
+    bound = ["seed=1", "codes.style=null", "optim.generator.lr=0.5", "train.log_every=1", "data.lanes=4"]
+    changed = resume_conflicts(config, read_config([QUICK, *bound]))
+    assert {line.split(":")[0].split(".")[0] for line in changed} == {
+        "seed",
+        "codes",
+        "optim",
+        "train",
+        "data",
+    }
+
+
+def test_help_tells_every_field_its_default_and_its_meaning():
+    text = help_text()
+    for key in flatten(Config()):
+        if not key.endswith(("codes", "networks")):
+            assert f"  {key} " in text
+    assert "codes.NAME.kind" in text
+    assert "default 0.001" in text
+    for spec in dataclasses.fields(Config):
+        assert spec.metadata["meaning"]
+
+
+@pytest.mark.parametrize("preset", presets(), ids=lambda p: p.stem)
+def test_presets_are_whole_and_begin_with_three_lines_on_command_time_and_result(preset: Path):
+    read_config([str(preset)])
+    head = preset.read_text().splitlines()[:3]
+    assert all(line.startswith("# ") for line in head)
+    assert f"-m infogan_dist.train configs/{preset.name}" in head[0]
+
+
+def test_length_in_steps_and_in_passes():
+    assert read_config([QUICK, "train.steps=7"]).length(5000) == 7
+    assert read_config([QUICK, "train.steps=null", "train.epochs=2"]).length(5000) == 157  # 10,000 / 64, up
+    halves = ["configs/mnist_tutorial.yaml", "train.steps=null", "train.epochs=1"]
+    assert read_config(halves).length(64000) == 2000  # 32 real images a step
+
+
+def test_a_name_from_the_environment_is_filled_in_or_said_to_be_missing(monkeypatch: pytest.MonkeyPatch):
+    words = ["configs/mnist.yaml", "run=runs/${oc.env:A_RUN_S_NAME}"]
+    monkeypatch.setenv("A_RUN_S_NAME", "x7")
+    assert read_config(words).run == "runs/x7"
+    monkeypatch.delenv("A_RUN_S_NAME")
+    with pytest.raises(ConfigError, match=r"^run: Environment variable 'A_RUN_S_NAME' not found; set it"):
+        read_config(words)
