@@ -16,6 +16,7 @@ from infogan_dist.launcher import process_place
 PROGRESS_INTERVAL_S = 30.0  # between two lines of progress where stderr is not a terminal
 # A launcher kills the other processes when one fails: they wait, so that the first one can print its message.
 ERROR_DELAY_S = 3.0
+LINE_FORMAT = "{desc}{percentage:.0f}%, {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 PACKAGE_LOGGER = logging.getLogger("infogan_dist")
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class _ProgressLines:
             unit=self.unit,
             postfix=self.postfix,
             initial=self.initial,
-            bar_format="{desc}{percentage:.0f}%, {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            bar_format=LINE_FORMAT,
         )
         logger.info(meter)
 
@@ -94,7 +95,7 @@ class _ProgressLines:
 def progress(
     total: int, unit: str, *, initial: int = 0, description: str = "", disable: bool = False
 ) -> Iterator[Any]:
-    """Show progress on stderr: a bar on a terminal, else one line per `PROGRESS_INTERVAL_S` and one at the end.
+    """Show progress on stderr: a bar on a terminal, else a line per `PROGRESS_INTERVAL_S` and at the end.
 
     Messages that are logged within the block appear above the bar.
 

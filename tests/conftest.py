@@ -1,4 +1,4 @@
-"""What the tests share: small shard sets of real files, and the command lines in real processes."""
+"""Shared by the tests: small shard sets of real files, and command lines in real processes."""
 
 import importlib
 import json
@@ -23,14 +23,14 @@ from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import EXIT_STOPPED
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# The last two are what torch itself imports when the first optimizer is made.
+# The last two are imported by torch itself when the first optimizer is created.
 CONTEXT.set_forkserver_preload(
     ["infogan_dist.training.loop", "infogan_dist.inference", "torch._dynamo", "torch._inductor"]
 )
 ROOT = Path(__file__).parent.parent
 NETWORKS = ("generator", "discriminator", "recognition", "generator_ema")
 
-# Small, without batch norm, and wide enough at the start for its gradients to be no rounding noise.
+# Small, without batch norm, with initial weights so large that its gradients are well above rounding errors.
 TINY = """
 noise: 6
 codes:
@@ -54,19 +54,19 @@ tracking: {trackers: [], progress: false}
 
 
 def images_source(count: int, shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> Source:
-    """Random images; image i carries its number in its first two pixels, so that it can be recognised."""
+    """Return random images; image i has its number in its first two pixels, so that it can be recognised."""
     pixels = np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
     pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = np.arange(count) // 256, np.arange(count) % 256
     return Source("images", count, ["even", "odd"], lambda i: (pixels[i], i % 2))
 
 
 def number_of(image: Any) -> int:
-    """Which of `images_source`'s images it is."""
+    """Return the number of an image of `images_source`."""
     return int(image[0, 0, 0]) * 256 + int(image[0, 0, 1])
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives each of several test workers a core of its own: else threads of both wait for one another."""
+    """Give each of several test workers a core: threads on shared cores wait for each other."""
     worker = getattr(config, "workerinput", None)
     cores = sorted(os.sched_getaffinity(0))
     if worker is not None and len(cores) > 1:
@@ -99,14 +99,14 @@ def tiny(tmp_path: Path, small_set: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """A user's shell: nothing of the test runner's, and nobody logged in."""
+    """Return the environment of a user's shell, without the test runner's variables and a W&B login."""
     drop = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY", "WANDB_MODE")
     return {**{k: v for k, v in os.environ.items() if k not in drop}, "CUDA_VISIBLE_DEVICES": ""}
 
 
 @dataclass
 class Done:
-    """How a command line ended: its exit status (the first that failed) and what it said."""
+    """How a command line ended: its exit status (the first other than 0) and its output."""
 
     status: int
     stdout: str
@@ -114,10 +114,10 @@ class Done:
 
 
 class Started:
-    """A package's command line, on one process or several, each a real one.
+    """A command line of the package, on one or more real processes.
 
-    They are forked from a server that has imported the package but done nothing yet: what takes seconds,
-    importing torch, is done once. As under torchrun, one that fails takes the others down.
+    They are forked from a server that has imported the package, so that torch, which takes seconds, is
+    imported once. As under torchrun, a process that fails ends the others.
     """
 
     def __init__(self, folder: Path, module: str, *arguments: Any, processes: int = 1):
@@ -125,7 +125,7 @@ class Started:
         shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
         shared["MASTER_PORT"] = free_port()
         for path in (p for paths in self.paths for p in paths):
-            path.touch()  # a process taken down early says nothing
+            path.touch()  # a process that is killed early writes nothing
         self.processes = []
         for rank, paths in enumerate(self.paths):
             ranked = {**shared, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
@@ -183,10 +183,10 @@ class Runner(Protocol):
 
 @pytest.fixture
 def run_module(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    """Runs a command line to its end and checks its exit status."""
+    """Run a command line to its end and check its exit status."""
 
     def run(module: str, *arguments: Any, processes: int = 1, status: int = 0) -> Done:
-        done = Started(tmp_path_factory.mktemp("said"), module, *arguments, processes=processes).wait()
+        done = Started(tmp_path_factory.mktemp("output"), module, *arguments, processes=processes).wait()
         assert done.status == status, done.stdout + done.stderr
         return done
 
@@ -198,18 +198,18 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    """All weights and buffers of a run's checkpoint."""
+    """Return all weights and buffers of a run's checkpoint."""
     folder = run / "checkpoints" / f"step_{step:08d}"
     return {f"{n}.{k}": v for n in NETWORKS for k, v in load_file(folder / f"{n}.safetensors").items()}
 
 
 def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    """Bit for bit."""
+    """Whether all weights are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def line_of(done: Done) -> str:
-    """The one line on stderr of a command that refused."""
+    """Return the only line on stderr of a command that refused its arguments."""
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     return lines[0]

@@ -7,10 +7,10 @@ from infogan_dist.rng import permutation, torch_seed, uniforms
 
 
 @pytest.mark.parametrize("width", [1, 4, 7])
-def test_a_table_of_uniforms_may_be_cut_anywhere(width: int):
-    whole = uniforms(3, "p", 0, 20, width)
+def test_a_table_of_uniforms_may_be_divided_anywhere(width: int):
+    table = uniforms(3, "p", 0, 20, width)
     parts = [uniforms(3, "p", start, rows, width) for start, rows in ((0, 7), (7, 1), (8, 12))]
-    assert np.array_equal(whole, np.concatenate(parts))
+    assert np.array_equal(table, np.concatenate(parts))
 
 
 def test_uniforms_are_uniform_and_independent_between_purposes_and_seeds():
@@ -26,7 +26,7 @@ def test_uniforms_are_uniform_and_independent_between_purposes_and_seeds():
         assert abs(np.corrcoef(u, v)[0, 1]) < 5 / np.sqrt(n)
 
 
-def test_permutations_hold_each_number_once_and_differ_by_index():
+def test_permutations_contain_each_number_once_and_differ_by_index():
     p, q = permutation(0, "x", 0, 100), permutation(0, "x", 1, 100)
     assert sorted(p) == sorted(q) == list(range(100))
     assert not np.array_equal(p, q)
@@ -45,7 +45,7 @@ def philox4x64(counter: int, key: tuple[int, int]) -> list[int]:
     return c
 
 
-def test_streams_are_philox_and_so_the_same_on_every_machine():
+def test_random_numbers_are_philox_s_and_so_the_same_on_every_machine():
     digest = hashlib.sha256(b"5/shards/2").digest()
     key = (int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little"))
     words = [w for i in range(3) for w in philox4x64(i + 1, key)]  # NumPy counts before it draws

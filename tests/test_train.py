@@ -1,4 +1,4 @@
-"""The training command line in real processes: exactness over processes, resume, and what it refuses."""
+"""The training command line in real processes: exactness over processes, resume, refused configs."""
 
 import json
 import os
@@ -17,13 +17,13 @@ BATCH_NORM = "networks.discriminator=[{kind: conv, out: 8, stride: 2, then: [bat
 
 
 def largest_difference(a: Path, b: Path, steps: int) -> float:
-    """The largest relative difference between two runs' metrics and between their weights."""
-    found = 0.0
+    """Return the largest relative difference between two runs' metrics and between their weights."""
+    largest = 0.0
     for x, y in zip(read_metrics(a), read_metrics(b), strict=True):
         assert x.keys() == y.keys()
-        found = max(found, *(abs(x[k] - y[k]) / max(abs(x[k]), 1e-9) for k in x))
+        largest = max(largest, *(abs(x[k] - y[k]) / max(abs(x[k]), 1e-9) for k in x))
     v, w = weights(a, steps), weights(b, steps)
-    return max(found, *(float((v[k] - w[k]).abs().max() / v[k].abs().max().clamp_min(1e-9)) for k in v))
+    return max(largest, *(float((v[k] - w[k]).abs().max() / v[k].abs().max().clamp_min(1e-9)) for k in v))
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def largest_difference(a: Path, b: Path, steps: int) -> float:
     ids=" ".join,
 )
 def test_two_processes_equal_one(run_module: Runner, tiny: Path, tmp_path: Path, options: list[str]):
-    """A global batch on one process, on two, and in micro-batches: losses, norms, weights."""
+    """Losses, gradient norms and weights of a global batch on one process, on two, and in micro-batches."""
     options = [str(tiny), "train.precision=fp64", *options]
     run_module("train", *options, f"run={tmp_path}/one")
     run_module("train", *options, f"run={tmp_path}/two", processes=2)
     run_module("train", *options, f"run={tmp_path}/parts", "train.accumulation=4", processes=2)
-    # fp64, where Adam cannot blow rounding up to more than this
+    # fp64, where Adam cannot amplify rounding to more than this
     assert largest_difference(tmp_path / "one", tmp_path / "two", 3) < 1e-9
     assert largest_difference(tmp_path / "one", tmp_path / "parts", 3) < 1e-9
 
@@ -56,10 +56,10 @@ def test_losses_agree_in_single_precision_too(run_module: Runner, tiny: Path, tm
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_stopping_and_going_on_is_going_through_bit_for_bit(
+def test_a_stopped_and_continued_run_equals_an_uninterrupted_one_bit_for_bit(
     run_module: Runner, tiny: Path, tmp_path: Path, processes: int
 ):
-    """With batch norm, a half-filled metrics window, and a stop off every schedule."""
+    """With batch norm, a partly filled metrics window, and stops at no multiple of any interval."""
     options = [tiny, BATCH_NORM, "train.log_every=4", "checkpoint.every=6"]
     through, halting = tmp_path / "through", tmp_path / "halting"
     run_module("train", *options, f"run={through}", "train.steps=14", processes=processes)
@@ -70,7 +70,7 @@ def test_stopping_and_going_on_is_going_through_bit_for_bit(
     assert same_weights(weights(through, 14), weights(halting, 14))
 
 
-def test_a_run_goes_on_under_another_number_of_processes(run_module: Runner, tiny: Path, tmp_path: Path):
+def test_a_run_continues_under_another_number_of_processes(run_module: Runner, tiny: Path, tmp_path: Path):
     options = [tiny, "train.precision=fp64", "train.log_every=4", "train.steps=11"]
     run_module("train", *options, f"run={tmp_path}/through")
     for steps, processes in ((3, 4), (6, 2), (11, 1)):
@@ -101,7 +101,7 @@ def test_a_stop_signal_saves_and_the_next_start_goes_on(
     assert (run / "metrics.jsonl").read_bytes() == (tmp_path / "through" / "metrics.jsonl").read_bytes()
 
 
-def test_logs_written_after_the_last_checkpoint_are_cut_back(run_module: Runner, tiny: Path, tmp_path: Path):
+def test_logs_are_truncated_to_the_last_checkpoint(run_module: Runner, tiny: Path, tmp_path: Path):
     run = tmp_path / "run"
     run_module("train", tiny, "train.steps=4")
     before = (run / "metrics.jsonl").read_text()
@@ -111,15 +111,15 @@ def test_logs_written_after_the_last_checkpoint_are_cut_back(run_module: Runner,
     assert (run / "metrics.jsonl").read_text().startswith(before)
 
 
-def test_a_run_folder_refuses_a_config_or_data_that_change_the_result(
+def test_a_run_folder_refuses_a_config_or_data_that_changes_the_result(
     run_module: Runner, tiny: Path, digits: Path
 ):
     run_module("train", tiny)
-    said = line_of(run_module("train", tiny, "seed=1", "optim.generator.lr=0.5", status=2))
-    assert "seed: 0 -> 1" in said
-    assert "optim.generator.lr: 0.001 -> 0.5" in said
-    said = line_of(run_module("train", tiny, f"data.shards={digits}", "networks.init_std=0.1", status=2))
-    assert "data.shards" in said
+    output = line_of(run_module("train", tiny, "seed=1", "optim.generator.lr=0.5", status=2))
+    assert "seed: 0 -> 1" in output
+    assert "optim.generator.lr: 0.001 -> 0.5" in output
+    output = line_of(run_module("train", tiny, f"data.shards={digits}", "networks.init_std=0.1", status=2))
+    assert "data.shards" in output
 
 
 def test_init_from_starts_from_another_run_s_weights(run_module: Runner, tiny: Path, tmp_path: Path):
@@ -130,29 +130,34 @@ def test_init_from_starts_from_another_run_s_weights(run_module: Runner, tiny: P
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         (["data.shards=nowhere"], "nowhere: no shard set there"),
         (["train.processes=2"], "2 asked for, 1 came up"),
         (["train.precision=fp16"], "fp16 needs a GPU"),
         (["tracking.trackers=[comet]"], "comet is unknown or not installed"),
-        (["train.init_from=nowhere"], "nowhere: no whole checkpoint"),
+        (["train.init_from=nowhere"], "nowhere: no complete checkpoint"),
         (["codes={}", "codes.digit=null", "codes.style=null"], "codes: none"),
         (
             ["networks.generator=[{kind: dense, out: 1, grid: true}, {kind: deconv, stride: 3}]"],
             "multiples of 3",
         ),
-        (["run=/dev/null/run"], "/dev/null/run cannot be made"),
+        (["run=/dev/null/run"], "/dev/null/run cannot be created"),
         (["train.steeps=3"], "did you mean train.steps"),
     ],
 )
-def test_mistakes_get_one_line_and_status_2(run_module: Runner, tiny: Path, overrides: list[str], says: str):
-    assert says in line_of(run_module("train", tiny, *overrides, status=2))
+def test_mistakes_get_one_line_and_status_2(
+    run_module: Runner, tiny: Path, overrides: list[str], message: str
+):
+    assert message in line_of(run_module("train", tiny, *overrides, status=2))
 
 
-def test_several_processes_say_a_mistake_once(run_module: Runner, tiny: Path):
-    said = run_module("train", tiny, "data.lanes=3", "train.batch_size=48", processes=2, status=2).stderr
-    assert said.count("error: data.lanes: 3 lanes cannot be dealt to 2 processes; use data.lanes=2 or 4") == 1
+def test_several_processes_report_a_mistake_once(run_module: Runner, tiny: Path):
+    output = run_module("train", tiny, "data.lanes=3", "train.batch_size=48", processes=2, status=2).stderr
+    assert (
+        output.count("error: data.lanes: 3 lanes cannot be divided among 2 processes; use data.lanes=2 or 4")
+        == 1
+    )
 
 
 def test_a_broken_shard_stops_all_processes_and_is_named(
@@ -163,18 +168,18 @@ def test_a_broken_shard_stops_all_processes_and_is_named(
     for file in small_set.iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
     (broken / "000002.tar").write_bytes((broken / "000002.tar").read_bytes()[:-1024])
-    said = run_module("train", tiny, f"data.shards={broken}", processes=2, status=2).stderr
-    assert said.count("000002.tar") == 1
-    assert "bytes where the manifest says" in said
-    assert "Traceback" not in said
+    output = run_module("train", tiny, f"data.shards={broken}", processes=2, status=2).stderr
+    assert output.count("000002.tar") == 1
+    assert "bytes where the manifest message" in output
+    assert "Traceback" not in output
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_term(run_module: Runner, tiny: Path):
     # Weights so large that D's first logits overflow to infinity.
     done = run_module("train", tiny, "networks.init_std=1e30", status=3)
-    *_, said = done.stderr.splitlines()
-    assert said.startswith("error: step 1: the discriminator")
-    assert "last checkpoint: none" in said
+    *_, output = done.stderr.splitlines()
+    assert output.startswith("error: step 1: the discriminator")
+    assert "last checkpoint: none" in output
 
 
 def test_steps_that_are_not_finite_can_be_skipped_and_counted(run_module: Runner, tiny: Path, tmp_path: Path):
@@ -189,18 +194,20 @@ def test_steps_that_are_not_finite_can_be_skipped_and_counted(run_module: Runner
     run_module("train", *options, f"run={tmp_path}/first", "train.steps=0")
     for line in read_metrics(tmp_path / "run"):
         assert (line["nonfinite/d"], line["nonfinite/g"]) == (2, 2)
-        assert line["d/loss"] is None  # no step of the window was valid
+        assert line["d/loss"] is None  # every step of the window was left out
     trained, first = weights(tmp_path / "run", 4), weights(tmp_path / "first", 0)
     assert same_weights(trained, first)
 
 
-def test_a_dead_code_is_warned_of_once_after_the_warm_up(run_module: Runner, tiny: Path, tmp_path: Path):
+def test_a_dead_code_is_reported_once_after_the_warm_up(run_module: Runner, tiny: Path, tmp_path: Path):
     done = run_module("train", tiny, "codes.style.weight=0", "train.warm_up=4", "train.steps=8")
-    assert done.stderr.count("warning: the images show next to nothing of code style (step 4") == 1
+    assert (
+        done.stderr.count("warning: codes.style: the images show next to nothing of this code (step 4") == 1
+    )
     assert [m["dead/style"] for m in read_metrics(tmp_path / "run")] == [0, 0, 0, 1, 1, 1, 1, 1]
 
 
-def test_a_second_run_in_the_same_folder_is_refused_while_the_first_goes_on(
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_going(
     run_module: Runner, tiny: Path, tmp_path: Path
 ):
     first = Started(tmp_path, "train", tiny, "train.steps=100000")
@@ -213,11 +220,11 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_goes_on(
         first.send(signal.SIGKILL)
         first.wait()
     run_module("train", tiny, "train.steps=3", f"run={tmp_path}/other")
-    run_module("train", tiny)  # whatever ended the first, the folder is free again
+    run_module("train", tiny)  # the lock ended with the first process
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(
+def test_a_killed_run_continues_from_its_last_checkpoint(
     run_module: Runner, tiny: Path, tmp_path: Path, processes: int
 ):
     options = [tiny, "train.log_every=10", "checkpoint.every=25", "train.steps=400"]
@@ -240,14 +247,14 @@ def _reached(run: Path, step: int) -> bool:
     return path.exists() and path.read_text().count("\n") >= step // 10
 
 
-def test_a_won_discriminator_is_warned_of_once(run_module: Runner, tiny: Path):
+def test_a_winning_discriminator_is_reported_once(run_module: Runner, tiny: Path):
     done = run_module(
         "train", tiny, "optim.discriminator.lr=0.05", "optim.generator.lr=1e-9", "train.steps=150"
     )
     assert done.stderr.count("the discriminator's loss stays below") == 1
 
 
-def test_a_run_folder_holds_what_the_readme_says(run_module: Runner, tiny: Path, tmp_path: Path):
+def test_a_run_folder_contains_what_the_readme_describes(run_module: Runner, tiny: Path, tmp_path: Path):
     options = ["train.steps=6", "tracking.pictures_every=2", "checkpoint.every=2", "checkpoint.keep_every=4"]
     done = run_module("train", tiny, *options, "checkpoint.keep=1")
     run = tmp_path / "run"
@@ -276,6 +283,6 @@ def test_a_run_folder_holds_what_the_readme_says(run_module: Runner, tiny: Path,
 
 
 def test_help_needs_no_config(run_module: Runner):
-    said = run_module("train", "--help").stdout
-    assert "configs/mnist.yaml" in said
-    assert "train.batch_size" in said
+    output = run_module("train", "--help").stdout
+    assert "configs/mnist.yaml" in output
+    assert "train.batch_size" in output

@@ -31,7 +31,7 @@ def unknown_key_message(key: str) -> str:
 
 
 def _describe(schema: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (key, type, default, meaning) of every field; NAME and [] stand for items of mappings and lists."""
+    """Yield (key, type, default, meaning) of every field; NAME and [] stand for items of a collection."""
     hints = typing.get_type_hints(schema)
     for spec in dataclasses.fields(schema):
         hint, key = hints[spec.name], prefix + spec.name

@@ -3,56 +3,17 @@
 `load.py` reads YAML files and overrides into it, `validate.py` refuses what cannot work.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any
 
 from omegaconf import MISSING
 
+from infogan_dist.config.fields import Effect, field
 from infogan_dist.errors import ConfigError
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 LOSSES = ("nonsaturating", "hinge", "least_squares")  # `model.losses.LOSSES` has an entry for each
 SCORES = ("recovery", "information", "control", "fidelity", "disentanglement")  # `scores.evaluation.SCORES`
-
-
-class Effect(Enum):
-    """What a config key changes; see `compare.py` for what follows for a resumed run and for a scorecard."""
-
-    TRAINING = "the weights after each step"
-    LENGTH = "the number of steps"
-    SCORES = "the scores of given weights"
-    NONE = "neither weights nor scores"
-
-
-def field(
-    default: Any,
-    meaning: str,
-    *,
-    choices: tuple[str, ...] | None = None,
-    minimum: float | None = None,
-    above: float | None = None,
-    effect: Effect = Effect.TRAINING,
-) -> Any:
-    """Return a dataclass field with its help text and its range.
-
-    Args:
-        default: the default; a list, a mapping or a dataclass is copied for each config.
-        meaning: one line for `--help`: meaning, unit, reason for the default.
-        choices: the words allowed (for each element of a list).
-        minimum, above: the closed or open lower end of a number's range.
-        effect: what the key changes.
-    """
-    metadata = {"meaning": meaning, "choices": choices, "minimum": minimum, "above": above, "effect": effect}
-    if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    if isinstance(default, type):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
 CODE_KINDS = ("categorical", "uniform", "gaussian", "bernoulli")
 
 
@@ -92,7 +53,7 @@ class CategoricalConfig(CodeConfig):
     def check(self, key: str) -> None:
         if self.size < 2:
             raise ConfigError(
-                f"{key}.size: {self.size} categories; a categorical code needs at least 2, such as {key}.size=10"
+                f"{key}.size: {self.size} categories, a categorical code needs at least 2; set {key}.size=10"
             )
         if self.sigma is not None:
             raise ConfigError(f"{key}.sigma: only for continuous codes; remove it")
@@ -284,68 +245,46 @@ class TrainConfig:
 
 @dataclass
 class CheckpointConfig:
-    every: int = field(
-        1000, "steps between checkpoints; one is always saved at the end", minimum=1, effect=Effect.NONE
-    )
-    keep: int = field(2, "newest checkpoints to keep", minimum=1, effect=Effect.NONE)
+    every: int = field(1000, "steps between checkpoints; one is always saved at the end", minimum=1)
+    keep: int = field(2, "newest checkpoints to keep", minimum=1)
     keep_every: int | None = field(
-        None,
-        "checkpoints at multiples of this many steps are saved and never removed",
-        minimum=1,
-        effect=Effect.NONE,
+        None, "checkpoints at multiples of this many steps are saved and never removed", minimum=1
     )
     best: str | None = field(
-        None, "logged metric whose best checkpoint is never removed, such as bound/digit", effect=Effect.NONE
+        None, "logged metric whose best checkpoint is never removed, such as bound/digit"
     )
-    best_mode: str = field("max", "which value of it is best", choices=("max", "min"), effect=Effect.NONE)
+    best_mode: str = field("max", "which value of it is best", choices=("max", "min"))
 
 
 @dataclass
 class TrackingConfig:
-    trackers: list[str] = field(
-        ["wandb"], "mirrors of metrics.jsonl: wandb, tensorboard, ...", effect=Effect.NONE
-    )
-    project: str = field("infogan_dist", "project that the run is logged under", effect=Effect.NONE)
-    name: str | None = field(None, "the run's name; null: its folder's", effect=Effect.NONE)
-    group: str | None = field(
-        None, "W&B: group of runs, such as the seeds of one setting", effect=Effect.NONE
-    )
-    tags: list[str] = field([], "W&B: tags", effect=Effect.NONE)
-    notes: str | None = field(None, "W&B: a sentence on the run", effect=Effect.NONE)
-    artifacts: bool = field(
-        False, "W&B: upload each checkpoint as a version of an artifact", effect=Effect.NONE
-    )
+    trackers: list[str] = field(["wandb"], "mirrors of metrics.jsonl: wandb, tensorboard, ...")
+    project: str = field("infogan_dist", "project that the run is logged under")
+    name: str | None = field(None, "the run's name; null: its folder's")
+    group: str | None = field(None, "W&B: group of runs, such as the seeds of one setting")
+    tags: list[str] = field([], "W&B: tags")
+    notes: str | None = field(None, "W&B: a sentence on the run")
+    artifacts: bool = field(False, "W&B: upload each checkpoint as a version of an artifact")
     wandb_mode: str = field(
-        "auto",
-        "auto: online if logged in, else offline",
-        choices=("auto", "online", "offline", "disabled"),
-        effect=Effect.NONE,
+        "auto", "auto: online if logged in, else offline", choices=("auto", "online", "offline", "disabled")
     )
     pictures_every: int = field(
-        500, "steps between grids of samples and traversals; also at the end", minimum=1, effect=Effect.NONE
+        500, "steps between grids of samples and traversals; also at the end", minimum=1
     )
-    progress: bool = field(True, "show progress on stderr", effect=Effect.NONE)
+    progress: bool = field(True, "show progress on stderr")
 
 
 @dataclass
 class ScoresConfig:
-    names: list[str] | None = field(
-        None, "scores to compute; null: all that the data allows", choices=SCORES, effect=Effect.SCORES
-    )
+    names: list[str] | None = field(None, "scores to compute; null: all that the data allows", choices=SCORES)
     images: int = field(
-        10000,
-        "images generated for a score; FID falls with more, so compare equal numbers only",
-        minimum=2,
-        effect=Effect.SCORES,
+        10000, "images generated for a score; FID falls with more, so compare equal numbers only", minimum=2
     )
-    limit: int | None = field(
-        None, "images of each real split to use, from its start; null: all", minimum=2, effect=Effect.SCORES
-    )
-    ema: bool = field(True, "score the averaged generator, else the last step's", effect=Effect.SCORES)
+    limit: int | None = field(None, "images of each real split to use, from its start; null: all", minimum=2)
+    ema: bool = field(True, "score the averaged generator, else the last step's")
     features: str | None = field(
         None,
         "TorchScript file of the network whose features fidelity compares; null: the package's, for digits",
-        effect=Effect.SCORES,
     )
 
 
@@ -362,9 +301,9 @@ class Config:
     optim: OptimConfig = field(OptimConfig, "Adam")
     data: DataConfig = field(DataConfig, "where images come from")
     train: TrainConfig = field(TrainConfig, "the loop")
-    checkpoint: CheckpointConfig = field(CheckpointConfig, "what is saved")
-    tracking: TrackingConfig = field(TrackingConfig, "what is logged where")
-    scores: ScoresConfig = field(ScoresConfig, "how a trained model is scored")
+    checkpoint: CheckpointConfig = field(CheckpointConfig, "what is saved", effect=Effect.NONE)
+    tracking: TrackingConfig = field(TrackingConfig, "what is logged where", effect=Effect.NONE)
+    scores: ScoresConfig = field(ScoresConfig, "how a trained model is scored", effect=Effect.SCORES)
 
     @property
     def real_batch(self) -> int:

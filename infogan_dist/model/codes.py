@@ -17,7 +17,8 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 
 from infogan_dist.config.schema import CodeConfig
 
-# A code is dead if its gain is below this share of H(c) (discrete codes), or this many nats (continuous ones).
+# A code is dead if its gain is below this share of H(c) (discrete codes), or this many nats (continuous
+# ones).
 DEAD_SHARE, DEAD_NATS = 0.05, 0.05
 LOG_SIGMA_RANGE = (-7.0, 7.0)  # exp(s) and 1/sigma^2 are finite in single precision
 
@@ -51,7 +52,7 @@ class Code(ABC):
 
     @abstractmethod
     def from_uniform(self, u: Tensor) -> Tensor:
-        """Return draws from the prior, c [N, V], by its inverse distribution function of u in (0, 1) [N, V]."""
+        """Return draws c [N, V] from the prior: its inverse distribution function of u in (0, 1) [N, V]."""
 
     @abstractmethod
     def posterior(self, params: Tensor) -> Distribution:
@@ -78,7 +79,7 @@ class Code(ABC):
         return None
 
     def usage(self, posterior: Distribution) -> Tensor | None:
-        """Return the share of samples [V, K] with each value of a discrete code as the most likely, else None."""
+        """Return how often each value of a discrete code is the most likely one, [V, K]; else None."""
         return None
 
 

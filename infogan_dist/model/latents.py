@@ -87,7 +87,7 @@ class LatentSpec:
         return {n: c.posterior(p) for (n, c), p in zip(self.codes.items(), parts, strict=True)}
 
     def variables(self) -> list[str]:
-        """Return the names of all variables: `digit` of a code with one variable, `style.0` of one with more."""
+        """Return the names of all variables, such as `digit`, and `style.0` of a code with several."""
         return [v for n, c in self.codes.items() for v in variable_names(n, c)]
 
     def variable(self, name: str) -> tuple[str, int]:

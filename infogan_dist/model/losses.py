@@ -23,12 +23,12 @@ class AdversarialLoss:
     """An adversarial objective as functions of D's logits.
 
     Attributes:
-        discriminator: D's loss from the logits of real images [N] and of generated ones [N], as terms by name,
-            which are logged as `d/NAME` and add up to `d/adversarial`. Under `d_updates=split` one of the two
-            is None.
+        discriminator: D's loss from the logits of real images [N] and of generated ones [N], as terms by
+            name, which are logged as `d/NAME` and add up to `d/adversarial`. Under `d_updates=split` one of
+            the two is None.
         generator: G's loss from the logits of generated images [N] and, if `paired`, of real ones [N].
-        winning_threshold: value of `d/adversarial` below which D tells real from generated images so well that
-            G learns next to nothing.
+        winning_threshold: value of `d/adversarial` below which D tells real from generated images so well
+            that G learns next to nothing.
         paired: whether the loss compares real image i with generated image i. Both logits are then always
             given, so `d_updates=split` is refused.
     """
@@ -61,7 +61,8 @@ def separable(
 
 # The loss of each `objective.loss`.
 LOSSES = {
-    # -log D(x), -log(1 - D(G(z, c))), -log D(G(z, c)), D = sigmoid(logit): Goodfellow et al. 2014, eq. 1, section 3
+    # -log D(x), -log(1 - D(G(z, c))), -log D(G(z, c)), D = sigmoid(logit): Goodfellow et al. 2014, eq. 1,
+    # section 3
     "nonsaturating": AdversarialLoss(
         *separable(lambda x: F.softplus(-x), F.softplus, lambda x: F.softplus(-x)), winning_threshold=0.05
     ),

@@ -1,4 +1,4 @@
-"""Generator, discriminator and recognition network, each built from its layer table in the config (paper, appendix C)."""
+"""Generator, discriminator and recognition network, each built from its layer table in the config."""
 
 import math
 from collections.abc import Callable
@@ -22,8 +22,8 @@ class Generator(nn.Module):
         layers, shape = _stack("networks.generator", config.generator, config, (spec.width,), image_shape)
         if shape != image_shape:
             raise ConfigError(
-                f"networks.generator: generates images {list(shape)} (channels, height, width), but the shards "
-                f"contain {list(image_shape)}; change the table, or create shards of that size"
+                f"networks.generator: generates images {list(shape)} (channels, height, width), but the "
+                f"shards contain {list(image_shape)}; change the table, or create shards of that size"
             )
         self.layers = layers
 
@@ -59,7 +59,7 @@ class RecognitionNetwork(nn.Module):
 
 
 class DiscriminatorPart(nn.Module):
-    """The module that the discriminator's update trains: trunk and logit, and Q under `q_step=discriminator`."""
+    """The module that the discriminator's update trains: trunk, logit, and Q under `q_step=discriminator`."""
 
     def __init__(self, discriminator: Discriminator, recognition: RecognitionNetwork | None, r1: bool):
         super().__init__()
@@ -68,8 +68,8 @@ class DiscriminatorPart(nn.Module):
     def forward(self, real: Tensor | None, fake: Tensor | None) -> dict[str, Tensor]:
         """Return logits and, if Q belongs to this part, the parameters of Q(c|x) of generated images.
 
-        Real and generated images pass in separate forwards, since batch norm must normalise each by itself; the
-        gradients of both are reduced together.
+        Real and generated images pass in separate forwards, since batch norm must normalise each by itself;
+        the gradients of both are reduced together.
 
         Args:
             real, fake: images [n, C, H, W]; one of them may be None.
@@ -138,7 +138,7 @@ def build_networks(
 
 
 def _initialise(network: nn.Module, std: float) -> None:
-    """Set weights to N(0, std), biases to 0 and normalisation to the identity (as the paper's code and DCGAN)."""
+    """Set weights to N(0, std), biases to 0, normalisation to the identity (as in DCGAN)."""
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(module.weight, 0.0, std)
@@ -181,7 +181,7 @@ def _layer(
 def _conv(
     where: str, layer: LayerConfig, shape: Shape, out: int, bias: bool
 ) -> tuple[list[nn.Module], Shape]:
-    """Return a convolution whose output side is input side / stride, rounded up, padded evenly where possible."""
+    """Return a convolution whose output side is input side / stride, rounded up."""
     sides = tuple(-(-side // layer.stride) for side in shape[1:])
     pads = [max((o - 1) * layer.stride + layer.kernel - i, 0) for o, i in zip(sides, shape[1:], strict=True)]
     conv: dict = {"kernel_size": layer.kernel, "stride": layer.stride, "bias": bias}

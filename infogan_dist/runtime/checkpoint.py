@@ -90,7 +90,8 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise DataError(
-            f"{final}: the checkpoint could not be written ({error}); make room and start again; earlier ones are complete"
+            f"{final}: the checkpoint cannot be written ({error}); make room and start again: "
+            "the run continues from its newest checkpoint"
         ) from None
 
 
@@ -114,7 +115,7 @@ def find(path: Path, step: int | None = None) -> Checkpoint | None:
 
 
 def require(path: Path, step: int | None = None) -> Checkpoint:
-    """Return the checkpoint that `find` returns. Raises `DataError` with the saved steps where there is none."""
+    """Return the checkpoint that `find` returns. Raises `DataError` with the saved steps if it is None."""
     checkpoint = find(path, step)
     if checkpoint is None:
         steps = ", ".join(str(_step_of(folder)) for folder in step_folders(path)) or "none"
@@ -184,7 +185,7 @@ def _step_of(folder: Path) -> int:
 
 
 def _read(folder: Path) -> Checkpoint | None:
-    """Return the checkpoint if each of its files has the size and the SHA-256 that were written, else None."""
+    """Return the checkpoint if all of its files have the size and the SHA-256 of files.json, else None."""
     try:
         index = json.loads((folder / INDEX).read_text())
         if any(_digest(folder / name) != digest for name, digest in index.items()):

@@ -21,14 +21,14 @@ from infogan_dist.config.schema import PRECISIONS, AdamConfig, Config
 from infogan_dist.errors import ConfigError
 from infogan_dist.launcher import STOP_SIGNALS, process_place
 
-# Warnings of DDP: about buffers, which `average_buffers` makes equal; about the strides of a gradient of one row.
+# Warnings of DDP about buffers, which `average_buffers` makes equal, and about strides of one-row gradients.
 HARMLESS_WARNINGS = (".*broadcast_buffers.*", "Grad strides do not match bucket view strides")
 GLOO_GRACE_S = 0.2  # for gloo's threads to release their last tensors; see `Engine.close`
 
 
 @dataclass
 class TrainablePart:
-    """The parameters that one step updates, as one module, so that each step reduces exactly its own gradients.
+    """The parameters that one update trains, as one module, so that DDP reduces exactly their gradients.
 
     Attributes:
         module: wrapped for distributed training; its forward is called where its gradients are to be reduced.
@@ -82,7 +82,7 @@ class Engine:
         self._stop = self._listening = False
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to the device and the number type of the run; on several GPUs, make batch norm global."""
+        """Move a network to the device and dtype of the run; on several GPUs, synchronise batch norm."""
         if self.device.type == "cuda" and self.world > 1:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return network.to(self.device, self.dtype)
@@ -112,7 +112,7 @@ class Engine:
                 yield
 
     def backward(self, part: TrainablePart, loss: Tensor) -> None:
-        """Add a loss's gradients to `.grad`. A loss that is not finite makes them NaN, and so on every process."""
+        """Add a loss's gradients to `.grad`. A loss that is not finite makes them NaN on every process."""
         seed = torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype)
         part.scaler.scale(loss).backward(gradient=seed)
 
@@ -124,8 +124,8 @@ class Engine:
             suppress: bool [] on the device; where true, the step is suppressed as well.
 
         Returns:
-            The norm of all gradients before clipping, and whether it was not finite, bool []. Both are the same
-            on all processes, since the gradients are.
+            The norm of all gradients before clipping, and whether it was not finite, bool []. Both are the
+            same on all processes, since the gradients are.
         """
         optimizer: Any = part.optimizer
         part.scaler.unscale_(optimizer)
@@ -167,8 +167,8 @@ class Engine:
 
         Args:
             count, width: rows and columns of the table.
-            task: maps the index of a row to its `width` numbers, which must depend on that index alone. A process
-                computes neighbouring rows, so that a shard which several rows share is read once.
+            task: maps the index of a row to its `width` numbers, which must depend on that index alone. A
+                process computes neighbouring rows, so that a shard which several rows share is read once.
 
         Returns:
             float64 [count, width], the same on all processes and for any number of processes.
@@ -185,8 +185,8 @@ class Engine:
     def close(self) -> None:
         """End the trackers and the process group."""
         if self.world > 1:
-            # The group's destructor holds Python's lock while it waits for gloo's threads, which need that lock
-            # to release their last tensors. The pause lets them release these first.
+            # The group's destructor holds Python's lock while it waits for gloo's threads, which need that
+            # lock to release their last tensors. The pause lets them release these first.
             time.sleep(GLOO_GRACE_S)
         self.accelerator.end_training()
         if self._listening:
@@ -256,7 +256,7 @@ def cores() -> int:
 
 @contextmanager
 def frozen(*networks: nn.Module) -> Iterator[None]:
-    """Within the block, forwards give the networks' parameters no gradients and change no running statistics."""
+    """Within the block, the networks' parameters get no gradients, and running statistics do not change."""
     parameters = [p for n in networks for p in n.parameters() if p.requires_grad]
     with untracked(*networks):
         for parameter in parameters:
@@ -270,7 +270,7 @@ def frozen(*networks: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untracked(*networks: nn.Module) -> Iterator[None]:
-    """Within the block, batch norm normalises by the batch, as in training, without changing running statistics."""
+    """Within the block, batch norm normalises by the batch, but its running statistics do not change."""
     norms = [m for n in networks for m in n.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

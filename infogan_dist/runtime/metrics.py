@@ -1,4 +1,4 @@
-"""Means of a step's metrics over a window of steps and over all processes; the host does not wait in a step."""
+"""Means of metrics over a window of steps and over all processes; the host does not wait in a step."""
 
 import logging
 from typing import Any

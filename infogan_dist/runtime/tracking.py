@@ -1,7 +1,7 @@
 """Logging of metrics and pictures: to the run folder, and to services that mirror it, as Accelerate trackers.
 
-`metrics.jsonl`, `scores.jsonl` and the PNG files are the primary record. Measured times go to `timing.jsonl`, so
-that `metrics.jsonl` is the same, bit for bit, each time a config is run.
+`metrics.jsonl`, `scores.jsonl` and the PNG files are the primary record. Measured times go to `timing.jsonl`,
+so that `metrics.jsonl` is the same, bit for bit, each time a config is run.
 """
 
 import contextlib
@@ -63,10 +63,7 @@ class RunFolderTracker(GeneralTracker):
     def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
         lines: dict[str, dict[str, Any]] = {METRICS: {}, TIMING: {}, SCORES: {}}
         for key, value in values.items():
-            if key.startswith(TIMING_PREFIX):
-                lines[TIMING][key.removeprefix(TIMING_PREFIX)] = value
-            else:
-                lines[SCORES if key.startswith(SCORE_PREFIX) else METRICS][key] = _finite(value)
+            lines[_log_of(key)][key.removeprefix(TIMING_PREFIX)] = _finite(value)
         for name, line in lines.items():
             path = self.folder / name
             if line:
@@ -84,8 +81,8 @@ class RunFolderTracker(GeneralTracker):
 class WandbMirror(GeneralTracker):
     """A W&B run that mirrors the run folder. Whatever W&B does, training neither waits nor ends.
 
-    A thread of its own makes all calls, in order. The id of the W&B run is stored in the run folder, so that a
-    resumed run continues the same W&B run.
+    A thread of its own makes all calls, in order. The id of the W&B run is stored in the run folder, so that
+    a resumed run continues the same W&B run.
     """
 
     name = "wandb"
@@ -146,7 +143,7 @@ class WandbMirror(GeneralTracker):
         self._calls.put(call)
 
     def mark_preempting(self) -> None:
-        """Ask W&B to requeue this run of a sweep, which it does once the run ends with a status other than 0."""
+        """Ask W&B to requeue this run of a sweep; it does so when the run ends with a status other than 0."""
         self._status = EXIT_STOPPED
         self._calls.put(lambda: self.run.mark_preempting())
 
@@ -174,8 +171,8 @@ class WandbMirror(GeneralTracker):
                 init_timeout=WANDB_INIT_TIMEOUT_S,
                 silent=True,
                 console="off",
-                # A run that is stopped on W&B's page, or by a sweep, saves a checkpoint like after any request
-                # to stop. W&B's default, a KeyboardInterrupt, could interrupt a save.
+                # A run that is stopped on W&B's page, or by a sweep, saves a checkpoint like after any
+                # request to stop. W&B's default, a KeyboardInterrupt, could interrupt a save.
                 stop_fn=lambda: signal.raise_signal(signal.SIGTERM),
             ),
         )
@@ -191,7 +188,7 @@ class WandbMirror(GeneralTracker):
 
 
 class TensorBoardMirror(TensorBoardTracker):
-    """Accelerate's tracker, with pictures [height, width, colour], and the config as text instead of a run of its own."""
+    """Accelerate's tracker, with pictures [height, width, colour] and with the config as text."""
 
     def store_init_configuration(self, values: dict) -> None:
         rows = "\n".join(f"| {k} | {v} |" for k, v in values.items())
@@ -212,13 +209,13 @@ def check_trackers(config: Config) -> None:
     for name in config.tracking.trackers:
         if name not in installed:
             raise ConfigError(
-                f"tracking.trackers: {name} is unknown or not installed, installed are {', '.join(installed)}; "
+                f"tracking.trackers: {name} is unknown or not installed (installed: {', '.join(installed)}); "
                 f"run `pip install {name}`, or remove it"
             )
     if config.tracking.artifacts and {**flatten(config), **_public_urls(config)} != flatten(config):
         raise ConfigError(
-            "tracking.artifacts: each checkpoint's config would upload the password or query in data.shards or "
-            "data.test to W&B; remove it from the URL"
+            "tracking.artifacts: each checkpoint's config would upload the password or query in data.shards "
+            "or data.test to W&B; remove it from the URL"
         )
 
 
@@ -279,6 +276,13 @@ def _step_of(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf  # an incomplete line, from a process that was killed while writing
+
+
+def _log_of(key: str) -> str:
+    """Return the file that a value is logged in."""
+    if key.startswith(TIMING_PREFIX):
+        return TIMING
+    return SCORES if key.startswith(SCORE_PREFIX) else METRICS
 
 
 def _finite(value: Any) -> Any:

@@ -59,7 +59,7 @@ def train(config: Config) -> Outcome:
 
 
 def _loop(run: Run) -> bool:
-    """Do steps until the run's end; return whether all processes stopped before it, since one was asked to."""
+    """Do steps until the run's end, or until a stop is requested; return whether it was."""
     config, state, schedule = run.config, run.state, run.schedule
     batches = run.loader.batches(state.step)
     timer = StepTimer(config.train.batch_size)
@@ -113,15 +113,15 @@ def _should_stop(run: Run, flags: list[float] | None, step: int) -> bool:
     names = [n for n, flag in zip(("discriminator", "generator"), nonfinite, strict=True) if flag]
     last = checkpoint.find(run.folder.path)
     raise TrainingError(
-        f"step {step}: the {' and '.join(names)}'s loss or gradient is not finite; the weights are those of the "
-        f"step before; last checkpoint: {last.path if last else 'none'}; "
+        f"step {step}: the {' and '.join(names)}'s loss or gradient is not finite; the weights are those of "
+        f"the step before; last checkpoint: {last.path if last else 'none'}; "
         "try lower learning rates, or optim.*.clip=1"
     )
 
 
 @contextmanager
 def _killed_workers_reported() -> Iterator[None]:
-    """Convert the DataLoader's error about a killed loading subprocess, which it raises anywhere, to one line."""
+    """Convert the DataLoader's error about a killed loading subprocess to one line."""
     try:
         yield
     except RuntimeError as error:

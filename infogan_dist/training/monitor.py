@@ -32,7 +32,7 @@ class StepTimer:
         return batch
 
     def window(self) -> dict[str, float]:
-        """Return images/s, the share of time spent waiting for data, and seconds since the start; then reset."""
+        """Return images/s, the share of time spent waiting for data, and seconds since the start; reset."""
         now = time.perf_counter()
         seconds = now - self.window_start
         times = {

@@ -13,8 +13,8 @@ The algorithm (Chen et al. 2016, arXiv 1606.03657, eq. 6), with `q_step=discrimi
     9   average of G = decay * average + (1 - decay) * G
 
 With `q_step=generator` line 5 leaves Q out and line 8 includes it. With `d_updates=split` lines 4 and 5 are
-done twice: on half a batch of real images, then on every second generated image. With accumulation lines 2 to 4
-and 7 are done for each micro-batch, and gradients add up.
+done twice: on half a batch of real images, then on every second generated image. With accumulation lines 2
+to 4 and 7 are done for each micro-batch, and gradients add up.
 """
 
 from dataclasses import dataclass
@@ -143,7 +143,7 @@ class TrainStep:
                 nonfinite.append(~loss.detach().isfinite())
             if self.q_with_d and not takes_fake:
                 for parameter in self.state.recognition.parameters():
-                    # Real images give Q no gradient. With a zero gradient Adam would still move by its momentum.
+                    # Real images give Q no gradient. A zero gradient would let Adam move by its momentum.
                     parameter.grad = None
             norm, update_suppressed = self.engine.update(self.state.d, suppressed)
             norms.append(norm)
@@ -177,8 +177,8 @@ class TrainStep:
     def warm_up(self, real: Tensor, latents: Latents) -> None:
         """Run the forward and backward of both updates once and discard their results.
 
-        DDP reorders its gradient buckets after its first backward, and with them the order of summation. After
-        this call the first step of a started run and that of a resumed one sum alike.
+        DDP reorders its gradient buckets after its first backward, and with them the order of summation.
+        After this call the first step of a started run and that of a resumed one sum alike.
 
         Args:
             real, latents: a micro-batch of any content.
@@ -265,7 +265,7 @@ class TrainStep:
     def _fakes_for_discriminator(self, latents: Latents, fake: Tensor | None) -> Tensor:
         if fake is not None:
             return (fake[::2] if self.objective.split_updates else fake).detach()
-        # The generator's update generates these images again, and counts them for its running statistics then.
+        # The generator's update generates these images again, and updates its running statistics then.
         with torch.no_grad(), untracked(self.state.generator), self.engine.autocast():
             return _at_least_fp32(self.state.generator(latents.vector))
 

@@ -1,20 +1,21 @@
-"""Configs: what is merged how, and each mistake's one line."""
+"""Configs: how files and overrides are merged, and the message for each mistake."""
 
 import dataclasses
 from pathlib import Path
 
 import pytest
 
-from infogan_dist.config.compare import flatten, resume_conflicts
+from infogan_dist.config.compare import differences, flatten, resume_conflicts
+from infogan_dist.config.fields import Effect
 from infogan_dist.config.help import help_text
 from infogan_dist.config.load import load_config, presets, read_config, save_config
-from infogan_dist.config.schema import Config
+from infogan_dist.config.schema import BernoulliConfig, CategoricalConfig, Config, ContinuousConfig
 from infogan_dist.errors import ConfigError
 
 QUICK = "configs/quickstart.yaml"
 
 
-def test_later_files_win_and_overrides_win_over_files(tmp_path: Path):
+def test_later_files_win_over_earlier_and_overrides_over_files(tmp_path: Path):
     extra = tmp_path / "extra.yaml"
     extra.write_text("seed: 7\ntrain: {steps: 11}\ncodes: {style: null, coin: {kind: bernoulli}}\n")
     config = read_config([QUICK, str(extra), "train.steps=12", "codes.digit.size=20"])
@@ -61,7 +62,7 @@ MISTAKES = [
     ("train=3", "train"),
     ("codes.digit.kind=foo", "categorical, uniform, gaussian, bernoulli"),
     ("codes.new.size=3", "codes.new.kind: not given"),
-    ("codes.digit.size=1", "2 or more"),
+    ("codes.digit.size=1", "at least 2"),
     ("codes.style.count=2", "codes.style.size=2"),
     ("codes.digit.sigma=1", "only for continuous"),
     ("codes.style.sigma=0", "above 0"),
@@ -92,37 +93,37 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("mistake", "says"), MISTAKES)
-def test_each_mistake_gets_one_line_that_names_the_key_and_the_remedy(mistake: str, says: str):
-    with pytest.raises(ConfigError, match=says) as error:
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES)
+def test_each_mistake_gets_one_line_with_the_key_and_the_remedy(mistake: str, message: str):
+    with pytest.raises(ConfigError, match=message) as error:
         read_config([QUICK, mistake])
     assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [("- 1\n- 2\n", "key: value"), ("a: [1\n", "YAML"), ("sed: 3\n", "did you mean seed")],
 )
-def test_broken_files_are_named(tmp_path: Path, content: str, says: str):
+def test_broken_files_are_named(tmp_path: Path, content: str, message: str):
     path = tmp_path / "broken.yaml"
     path.write_text(content)
-    with pytest.raises(ConfigError, match=says) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         read_config([str(path)])
     assert "broken.yaml" in str(error.value)
 
 
-def test_the_resolved_config_is_read_back_as_it_was(tmp_path: Path):
+def test_the_resolved_config_is_read_back_unchanged(tmp_path: Path):
     config = read_config([QUICK, "codes.style.sigma=0.5", "tracking.name=x"])
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
 
 
-def test_only_what_changes_the_result_counts_as_a_difference():
+def test_only_keys_that_change_the_weights_conflict_with_a_resume():
     config = read_config([QUICK])
     free = ["train.steps=9", "run=elsewhere", "tracking.trackers=[]", "checkpoint.keep=9", "data.workers=0"]
     assert resume_conflicts(config, read_config([QUICK, *free])) == []
-    bound = ["seed=1", "codes.style=null", "optim.generator.lr=0.5", "train.log_every=1", "data.lanes=4"]
-    changed = resume_conflicts(config, read_config([QUICK, *bound]))
+    fixed = ["seed=1", "codes.style=null", "optim.generator.lr=0.5", "train.log_every=1", "data.lanes=4"]
+    changed = resume_conflicts(config, read_config([QUICK, *fixed]))
     assert {line.split(":")[0].split(".")[0] for line in changed} == {
         "seed",
         "codes",
@@ -132,7 +133,7 @@ def test_only_what_changes_the_result_counts_as_a_difference():
     }
 
 
-def test_help_tells_every_field_its_default_and_its_meaning():
+def test_help_lists_every_field_with_its_default_and_its_meaning():
     text = help_text()
     for key in flatten(Config()):
         if not key.endswith(("codes", "networks")):
@@ -144,24 +145,61 @@ def test_help_tells_every_field_its_default_and_its_meaning():
 
 
 @pytest.mark.parametrize("preset", presets(), ids=lambda p: p.stem)
-def test_presets_are_whole_and_begin_with_three_lines_on_command_time_and_result(preset: Path):
+def test_presets_are_valid_and_begin_with_three_lines_on_command_time_and_result(preset: Path):
     read_config([str(preset)])
     head = preset.read_text().splitlines()[:3]
     assert all(line.startswith("# ") for line in head)
     assert f"-m infogan_dist.train configs/{preset.name}" in head[0]
 
 
-def test_length_in_steps_and_in_passes():
+def test_length_in_steps_and_in_epochs():
     assert read_config([QUICK, "train.steps=7"]).length(5000) == 7
     assert read_config([QUICK, "train.steps=null", "train.epochs=2"]).length(5000) == 157  # 10,000 / 64, up
     halves = ["configs/mnist_tutorial.yaml", "train.steps=null", "train.epochs=1"]
     assert read_config(halves).length(64000) == 2000  # 32 real images a step
 
 
-def test_a_name_from_the_environment_is_filled_in_or_said_to_be_missing(monkeypatch: pytest.MonkeyPatch):
+def test_a_name_from_the_environment_is_inserted_or_reported_as_missing(monkeypatch: pytest.MonkeyPatch):
     words = ["configs/mnist.yaml", "run=runs/${oc.env:A_RUN_S_NAME}"]
     monkeypatch.setenv("A_RUN_S_NAME", "x7")
     assert read_config(words).run == "runs/x7"
     monkeypatch.delenv("A_RUN_S_NAME")
     with pytest.raises(ConfigError, match=r"^run: Environment variable 'A_RUN_S_NAME' not found; set it"):
         read_config(words)
+
+
+def test_codes_are_checked_by_the_class_of_their_kind():
+    codes = read_config([QUICK, "codes.coin={kind: bernoulli}", "codes.pose={kind: gaussian}"]).codes
+    assert [type(code) for code in codes.values()] == [
+        CategoricalConfig,
+        ContinuousConfig,
+        BernoulliConfig,
+        ContinuousConfig,
+    ]
+
+
+@pytest.mark.parametrize("without_codes", [["codes.digit=null", "codes.style=null"]])
+def test_a_config_without_codes_is_refused(without_codes: list[str]):
+    with pytest.raises(ConfigError, match="codes: none; add one"):
+        read_config([QUICK, *without_codes])
+
+
+@pytest.mark.parametrize(
+    ("change", "effect"),
+    [
+        ("optim.generator.lr=0.5", Effect.TRAINING),
+        ("codes.digit.size=5", Effect.TRAINING),
+        ("networks.slope=0.3", Effect.TRAINING),
+        ("train.steps=7", Effect.LENGTH),
+        ("scores.images=77", Effect.SCORES),
+        ("tracking.project=x", Effect.NONE),
+        ("data.shards=elsewhere", Effect.NONE),
+    ],
+)
+def test_each_key_has_one_effect(change: str, effect: Effect):
+    old, new = flatten(read_config([QUICK])), flatten(read_config([QUICK, change]))
+    for other in Effect:
+        assert bool(differences(old, new, {other})) == (other is effect)
+    assert differences(old, new, set(Effect)) == [
+        f"{change.split('=')[0]}: {old[change.split('=')[0]]} -> {new[change.split('=')[0]]}"
+    ]

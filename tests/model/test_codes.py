@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, OneHotCategorical, Uniform
 
-from infogan_dist.config.schema import CodeConfig
+from infogan_dist.config.schema import CODE_CONFIGS, CODE_KINDS, CodeConfig
 from infogan_dist.errors import ConfigError
+from infogan_dist.model import codes
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.losses import information_loss, lower_bound
 
@@ -20,7 +21,7 @@ CODES = {
     "still": CodeConfig("gaussian", size=1, sigma=0.5),
     "coins": CodeConfig("bernoulli", size=5),
 }
-N = 200_000
+DRAWS = 200_000
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def spec() -> LatentSpec:
 
 @pytest.fixture(scope="module")
 def draws(spec: LatentSpec):
-    return spec.sample(0, "test", 0, N, torch.float64)
+    return spec.sample(0, "test", 0, DRAWS, torch.float64)
 
 
 def test_entropies_are_those_of_torch_distributions(spec: LatentSpec):
@@ -55,17 +56,17 @@ def test_the_prior_has_the_moments_of_its_distribution(spec: LatentSpec, draws):
     }
     for name, (mean, variance) in moments.items():
         c = draws.codes[name].double()
-        error = 5 * math.sqrt(variance / N)  # five standard errors
+        error = 5 * math.sqrt(variance / DRAWS)  # five standard errors
         assert (c.mean(0) - mean).abs().max() < error
-        assert (c.var(0) - variance).abs().max() < 5 * math.sqrt(2 / N)
+        assert (c.var(0) - variance).abs().max() < 5 * math.sqrt(2 / DRAWS)
         if c.shape[1] > 1:  # independent variables
             off = torch.corrcoef(c.T) - torch.eye(c.shape[1])
-            assert off.abs().max() < 5 / math.sqrt(N)
-    shares = torch.bincount(draws.codes["digit"][:, 0], minlength=10) / N
-    assert (shares - 0.1).abs().max() < 5 * math.sqrt(0.09 / N)
+            assert off.abs().max() < 5 / math.sqrt(DRAWS)
+    shares = torch.bincount(draws.codes["digit"][:, 0], minlength=10) / DRAWS
+    assert (shares - 0.1).abs().max() < 5 * math.sqrt(0.09 / DRAWS)
     noise = draws.vector[:, :7]
-    assert noise.mean(0).abs().max() < 5 / math.sqrt(N)
-    assert (noise.var(0) - 1).abs().max() < 5 * math.sqrt(2 / N)
+    assert noise.mean(0).abs().max() < 5 / math.sqrt(DRAWS)
+    assert (noise.var(0) - 1).abs().max() < 5 * math.sqrt(2 / DRAWS)
 
 
 def test_the_vector_is_noise_then_the_codes_in_order(spec: LatentSpec):
@@ -80,20 +81,21 @@ def test_the_vector_is_noise_then_the_codes_in_order(spec: LatentSpec):
     assert torch.equal(latents.vector[:, -5:], latents.codes["coins"])
 
 
-def test_a_batch_may_be_cut_over_processes_at_will(spec: LatentSpec):
-    whole = spec.sample(0, "test", 100, 12)
+def test_a_batch_may_be_divided_among_processes_in_any_way(spec: LatentSpec):
+    batch = spec.sample(0, "test", 100, 12)
     for parts in (1, 2, 3, 4):
         size = 12 // parts
-        cut = [spec.sample(0, "test", 100 + i * size, size).vector for i in range(parts)]
-        assert torch.equal(torch.cat(cut), whole.vector)
+        shares = [spec.sample(0, "test", 100 + i * size, size).vector for i in range(parts)]
+        assert torch.equal(torch.cat(shares), batch.vector)
 
 
 def test_log_probabilities_are_those_of_torch_distributions(spec: LatentSpec):
     torch.manual_seed(0)
     latents = spec.sample(0, "test", 0, 32, torch.float64)
-    parameters = torch.randn(32, spec.parameters, dtype=torch.float64)
-    posteriors = spec.posteriors(parameters)
-    at = dict(zip(CODES, parameters.split([c.parameters for c in spec.codes.values()], 1), strict=True))
+    params = torch.randn(32, spec.num_posterior_params, dtype=torch.float64)
+    posteriors = spec.posteriors(params)
+    sizes = [c.num_posterior_params for c in spec.codes.values()]
+    at = dict(zip(CODES, params.split(sizes, 1), strict=True))
     one_hot = torch.nn.functional.one_hot(latents.codes["digit"][:, 0], 10).double()
     mean, s = at["style"].chunk(2, 1)
     expected = {
@@ -117,13 +119,13 @@ def test_fixed_sigma_is_the_mean_squared_error_up_to_constants(spec: LatentSpec)
     assert float(minus - half_mse) == pytest.approx(0.5 * math.log(2 * math.pi), abs=1e-12)
 
 
-def bounds_of(spec: LatentSpec, draws, parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    posteriors = {n: spec.codes[n].posterior(p) for n, p in parameters.items()}
-    some = LatentSpec(0, {n: CODES[n] for n in parameters})
-    return lower_bound(some, posteriors, draws.codes)
+def bounds_of(spec: LatentSpec, draws, params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    posteriors = {n: spec.codes[n].posterior(p) for n, p in params.items()}
+    subset = LatentSpec(0, {n: CODES[n] for n in params})
+    return lower_bound(subset, posteriors, draws.codes)
 
 
-def test_a_discrete_bound_reaches_the_entropy_for_a_perfect_posterior_and_never_more(spec: LatentSpec, draws):
+def test_a_discrete_bound_is_at_most_the_entropy_which_a_perfect_posterior_reaches(spec: LatentSpec, draws):
     perfect = {
         "digit": 60.0 * spec.codes["digit"].encode(draws.codes["digit"]).double(),
         "parts": 60.0 * spec.codes["parts"].encode(draws.codes["parts"]).double(),
@@ -138,37 +140,37 @@ def test_a_discrete_bound_reaches_the_entropy_for_a_perfect_posterior_and_never_
             assert (bound <= spec.codes[name].entropy + 1e-12).all()
 
 
-@pytest.mark.parametrize("distributed_map", [0.2, 1.0])
-def test_a_continuous_bound_is_its_closed_form(spec: LatentSpec, draws, distributed_map: float):
-    # Q = N(c + distributed_map e, distributed_map^2), e ~ N(0, 1): E log Q = -ln(2 pi distributed_map^2)/2 - 1/2
+@pytest.mark.parametrize("sigma", [0.2, 1.0])
+def test_a_continuous_bound_is_its_closed_form(spec: LatentSpec, draws, sigma: float):
+    # Q = N(c + sigma e, sigma^2), e ~ N(0, 1): E log Q = -ln(2 pi sigma^2)/2 - 1/2
     torch.manual_seed(0)
     for name in ("style", "shape"):
         c = draws.codes[name]
-        mean = c + distributed_map * torch.randn_like(c)
-        parameters = torch.cat([mean, torch.full_like(c, math.log(distributed_map))], 1)
-        (bound,) = bounds_of(spec, draws, {name: parameters}).values()
-        closed = spec.codes[name].entropy - 0.5 * math.log(2 * math.pi * distributed_map**2) - 0.5
+        mean = c + sigma * torch.randn_like(c)
+        params = torch.cat([mean, torch.full_like(c, math.log(sigma))], 1)
+        (bound,) = bounds_of(spec, draws, {name: params}).values()
+        closed = spec.codes[name].entropy - 0.5 * math.log(2 * math.pi * sigma**2) - 0.5
         # log Q has standard deviation sqrt(1/2): five standard errors
-        assert bound.tolist() == pytest.approx([closed] * len(bound), abs=5 * math.sqrt(0.5 / N))
+        assert bound.tolist() == pytest.approx([closed] * len(bound), abs=5 * math.sqrt(0.5 / DRAWS))
 
 
-def test_the_uninformed_bound_is_that_of_the_best_posterior_that_ignores_x(spec: LatentSpec, draws):
-    blind = {
-        "digit": torch.zeros(N, 10),
-        "parts": torch.zeros(N, 12),
-        "coins": torch.zeros(N, 5),
-        "style": torch.cat([torch.zeros(N, 2), torch.full((N, 2), 0.5 * math.log(1 / 3))], 1),
-        "fixed": torch.zeros(N, 1),
-        "shape": torch.zeros(N, 6),
-        "still": torch.zeros(N, 1),
+def test_the_marginal_bound_is_that_of_the_best_posterior_that_ignores_x(spec: LatentSpec, draws):
+    ignoring = {
+        "digit": torch.zeros(DRAWS, 10),
+        "parts": torch.zeros(DRAWS, 12),
+        "coins": torch.zeros(DRAWS, 5),
+        "style": torch.cat([torch.zeros(DRAWS, 2), torch.full((DRAWS, 2), 0.5 * math.log(1 / 3))], 1),
+        "fixed": torch.zeros(DRAWS, 1),
+        "shape": torch.zeros(DRAWS, 6),
+        "still": torch.zeros(DRAWS, 1),
     }
-    for name, bound in bounds_of(spec, draws, {n: p.double() for n, p in blind.items()}).items():
+    for name, bound in bounds_of(spec, draws, {n: p.double() for n, p in ignoring.items()}).items():
         assert bound.tolist() == pytest.approx([spec.codes[name].marginal_bound] * len(bound), abs=0.015)
     assert spec.codes["style"].marginal_bound == pytest.approx(-0.176, abs=5e-4)
     assert spec.codes["fixed"].marginal_bound == pytest.approx(-0.392, abs=5e-4)
     assert spec.codes["shape"].marginal_bound == pytest.approx(0.0, abs=1e-12)
-    for s in (-0.9, -0.3):  # no other standard deviation does better
-        other = torch.cat([torch.zeros(N, 2), torch.full((N, 2), s)], 1).double()
+    for s in (-0.9, -0.3):  # no other standard deviation is better
+        other = torch.cat([torch.zeros(DRAWS, 2), torch.full((DRAWS, 2), s)], 1).double()
         assert (bounds_of(spec, draws, {"style": other})["style"] < spec.codes["style"].marginal_bound).all()
 
 
@@ -182,7 +184,7 @@ def test_extreme_outputs_of_q_stay_finite(spec: LatentSpec):
     latents = spec.sample(0, "test", 0, 4)
     for value in (-1e4, 1e4):
         for posterior, c in zip(
-            spec.posteriors(torch.full((4, spec.parameters), value)).values(),
+            spec.posteriors(torch.full((4, spec.num_posterior_params), value)).values(),
             latents.codes.values(),
             strict=True,
         ):
@@ -190,7 +192,7 @@ def test_extreme_outputs_of_q_stay_finite(spec: LatentSpec):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "says"),
+    ("name", "text", "message"),
     [
         ("digit", "10", "0 to 9"),
         ("digit", "-1", "0 to 9"),
@@ -204,14 +206,54 @@ def test_extreme_outputs_of_q_stay_finite(spec: LatentSpec):
         ("colour", "1", "digit, parts.0"),
     ],
 )
-def test_unknown_codes_and_values_are_refused_with_what_there_is(
-    spec: LatentSpec, name: str, text: str, says: str
+def test_unknown_codes_and_values_are_refused_with_the_allowed_ones(
+    spec: LatentSpec, name: str, text: str, message: str
 ):
-    with pytest.raises(ConfigError, match=says):
-        spec.parse(name, text)
+    with pytest.raises(ConfigError, match=message):
+        spec.with_values(spec.sample(0, "test", 0, 2), {name: text})
 
 
-def test_named_values_are_understood(spec: LatentSpec):
-    assert spec.parse("digit", "7") == ("digit", 0, 7.0)
-    assert spec.parse("parts.3", "2") == ("parts", 3, 2.0)
-    assert spec.parse("style.1", "-0.25") == ("style", 1, -0.25)
+def test_fixed_values_change_nothing_else(spec: LatentSpec):
+    free = spec.sample(0, "test", 0, 6)
+    fixed = spec.with_values(free, {"digit": "7", "parts.3": "2", "style.1": "-0.25"})
+    assert fixed.codes["digit"].unique().tolist() == [7]
+    assert fixed.codes["parts"][:, 3].unique().tolist() == [2]
+    assert fixed.codes["style"][:, 1].unique().tolist() == [-0.25]
+    assert torch.equal(fixed.codes["parts"][:, :3], free.codes["parts"][:, :3])
+    assert torch.equal(fixed.codes["style"][:, 0], free.codes["style"][:, 0])
+    assert torch.equal(fixed.codes["coins"], free.codes["coins"])
+    assert torch.equal(fixed.vector[:, :7], free.vector[:, :7])
+
+
+def test_rows_of_a_traversal_share_everything_but_the_variable(spec: LatentSpec):
+    base = spec.sample(0, "test", 0, 3)
+    latents, columns = spec.traversal(base, "style.1", columns=5)
+    assert columns == 5
+    table = latents.vector.reshape(3, 5, -1)
+    changing = (table != table[:, :1]).any(0).any(0)
+    assert changing.nonzero().flatten().tolist() == [
+        7 + 10 + 12 + 1
+    ]  # noise, digit, parts, style.0 come first
+    assert not torch.equal(table[0, 0], table[1, 0])
+    _, columns = spec.traversal(base, "digit", columns=5)
+    assert columns == 10  # a discrete code takes all its values
+
+
+def test_the_point_estimate_is_the_most_likely_value(spec: LatentSpec):
+    torch.manual_seed(0)
+    for name, code in spec.codes.items():
+        posterior = code.posterior(torch.randn(8, code.num_posterior_params, dtype=torch.float64))
+        estimate = code.point_estimate(posterior)
+        assert estimate.shape == (8, code.variables)
+        if code.categories is not None:
+            each = torch.stack(
+                [posterior.log_prob(torch.full((8, code.variables), k)) for k in range(code.categories)]
+            )
+            assert torch.equal(estimate, each.argmax(0)), name
+        else:
+            assert torch.equal(estimate, posterior.mean), name
+
+
+def test_codes_and_their_configs_have_the_kinds_that_the_schema_offers():
+    assert tuple(codes.CODES) == tuple(CODE_CONFIGS) == CODE_KINDS
+    assert CodeConfig.__dataclass_fields__["kind"].metadata["choices"] == CODE_KINDS

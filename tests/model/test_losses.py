@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from infogan_dist.model.losses import fake_loss, generator_loss, r1_penalty, real_loss
+from infogan_dist.config.schema import LOSSES as CHOICES
+from infogan_dist.config.schema import ObjectiveConfig
+from infogan_dist.model.losses import LOSSES, r1_penalty
 
 LOGITS = torch.tensor([-3.0, -0.5, 0.0, 0.7, 4.0], dtype=torch.float64)
 D = torch.sigmoid(LOGITS)
+# D's loss on real images, on generated ones, and G's.
 EXPECTED = {
     "nonsaturating": (-D.log(), -(1 - D).log(), -D.log()),
     "hinge": (-torch.clamp(LOGITS - 1, max=0), -torch.clamp(-LOGITS - 1, max=0), -LOGITS),
@@ -14,27 +17,54 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("kind", EXPECTED)
-def test_losses_are_the_papers_equations(kind: str):
-    for ours, equation in zip((real_loss, fake_loss, generator_loss), EXPECTED[kind], strict=True):
-        torch.testing.assert_close(ours(kind, LOGITS), equation.mean(), rtol=1e-12, atol=1e-12)
+def losses(kind: str, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    loss = LOSSES[kind]
+    return {**loss.discriminator(logits, logits), "generator": loss.generator(logits, None)}
 
 
-@pytest.mark.parametrize("kind", EXPECTED)
-def test_losses_push_the_right_way(kind: str):
-    for loss, sign in ((real_loss, -1), (fake_loss, 1), (generator_loss, -1)):
+def test_the_table_has_the_losses_that_the_config_offers():
+    assert tuple(LOSSES) == CHOICES == ObjectiveConfig.__dataclass_fields__["loss"].metadata["choices"]
+    assert LOSSES.keys() == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_losses_are_the_equations_of_their_papers(kind: str):
+    computed = losses(kind, LOGITS)
+    for name, equation in zip(("real", "fake", "generator"), EXPECTED[kind], strict=True):
+        torch.testing.assert_close(computed[name], equation.mean(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_each_half_of_the_discriminator_s_loss_can_be_computed_alone(kind: str):
+    both = LOSSES[kind].discriminator(LOGITS, LOGITS)
+    assert LOSSES[kind].discriminator(LOGITS, None) == {"real": both["real"]}
+    assert LOSSES[kind].discriminator(None, LOGITS) == {"fake": both["fake"]}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_losses_push_logits_in_the_right_direction(kind: str):
+    for name, sign in (("real", -1), ("fake", 1), ("generator", -1)):
         logits = torch.zeros(3, requires_grad=True)
-        loss(kind, logits).backward()
+        losses(kind, logits)[name].backward()
         assert logits.grad is not None
-        if not (kind == "least_squares" and loss is fake_loss):  # whose minimum is at 0
+        if (kind, name) != ("least_squares", "fake"):  # whose minimum is at 0
             assert (logits.grad * sign > 0).all()
 
 
-def test_losses_of_sure_networks_stay_finite():
-    sure = torch.tensor([-1e4, 1e4])
-    for kind in ("nonsaturating", "hinge"):
-        for loss in (real_loss, fake_loss, generator_loss):
-            assert loss(kind, sure).isfinite()
+@pytest.mark.parametrize("kind", ["nonsaturating", "hinge"])
+def test_losses_of_extreme_logits_stay_finite(kind: str):
+    for value in losses(kind, torch.tensor([-1e4, 1e4])).values():
+        assert value.isfinite()
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_discriminator_that_separates_perfectly_is_below_the_winning_threshold(kind: str):
+    """An undecided one, with all logits 0, is above it; so is one that is wrong."""
+    loss = LOSSES[kind]
+    good = {"nonsaturating": (10.0, -10.0), "hinge": (1.0, -1.0), "least_squares": (1.0, 0.0)}[kind]
+    for real, fake, wins in ((*good, True), (0.0, 0.0, False), (-1.0, 2.0, False)):
+        terms = loss.discriminator(torch.full((4,), real), torch.full((4,), fake))
+        assert (sum(float(v) for v in terms.values()) < loss.winning_threshold) == wins
 
 
 def test_r1_is_the_squared_gradient_norm_of_a_known_function():
@@ -44,6 +74,6 @@ def test_r1_is_the_squared_gradient_norm_of_a_known_function():
     images = torch.randn(6, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     penalty = r1_penalty((weight * images.square() / 2).flatten(1).sum(1), images)
     torch.testing.assert_close(penalty, (weight * images).square().flatten(1).sum(1).mean())
-    penalty.backward()  # a double backward: it reaches D's weights
+    penalty.backward()  # a double backward, which reaches D's weights
     assert weight.grad is not None
     torch.testing.assert_close(weight.grad, (2 * weight * images.square()).mean(0).detach())

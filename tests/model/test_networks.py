@@ -18,7 +18,7 @@ def networks(config_file: str, shape: tuple[int, int, int] = (1, 28, 28), *overr
 
 
 def layers(network: nn.Module) -> list[tuple]:
-    """(kind, out, kernel, stride) of each weighted layer, and the names of what follows it."""
+    """Return (kind, out, kernel, stride) of each weighted layer, and the names of the following layers."""
     rows: list[tuple] = []
     for m in network.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -82,16 +82,16 @@ def test_a_preset_fits_other_images_and_a_batch_of_one(preset: str, shape: tuple
     assert images.abs().max() <= 1
     features, logits = discriminator(images)
     assert logits.shape == (1,)
-    assert recognition(features).shape == (1, spec.parameters)
+    assert recognition(features).shape == (1, spec.num_posterior_params)
 
 
-def test_first_weights_follow_from_the_seed_alone():
+def test_initial_weights_depend_on_the_seed_only():
     torch.manual_seed(123)
     a, _ = networks(PAPER)
     torch.rand(7)
     before = torch.get_rng_state()
     b, _ = networks(PAPER)
-    assert torch.equal(torch.get_rng_state(), before)  # and nobody else's numbers are used up
+    assert torch.equal(torch.get_rng_state(), before)  # and the global generator is not advanced
     c, _ = networks(PAPER, (1, 28, 28), "seed=1")
     for same, other, differs in zip(a, b, c, strict=True):
         pairs = list(zip(same.parameters(), other.parameters(), differs.parameters(), strict=True))
@@ -105,7 +105,7 @@ def test_first_weights_follow_from_the_seed_alone():
     ("kernel", "stride"), [(4, 2), (4, 1), (3, 1), (3, 2), (5, 2), (2, 2), (1, 1), (5, 3)]
 )
 @pytest.mark.parametrize("side", [7, 12])
-def test_padding_keeps_sides_to_what_strides_say(kernel: int, stride: int, side: int):
+def test_sides_are_divided_and_multiplied_by_the_strides(kernel: int, stride: int, side: int):
     config = NetworksConfig(
         generator=[LayerConfig("dense", 2, grid=True), LayerConfig("deconv", None, kernel, stride)],
         discriminator=[LayerConfig("conv", 3, kernel, stride)],
@@ -118,11 +118,11 @@ def test_padding_keeps_sides_to_what_strides_say(kernel: int, stride: int, side:
 
 
 @pytest.mark.parametrize(
-    ("shape", "override", "says"),
+    ("shape", "override", "message"),
     [
         ((1, 30, 30), "seed=0", "multiples of 4"),
         ((1, 28, 28), "networks.generator=[{kind: deconv, out: 1}]", "grid: true"),
-        ((1, 28, 28), "networks.generator=[{kind: dense, out: 3, grid: true}]", "the shards hold"),
+        ((1, 28, 28), "networks.generator=[{kind: dense, out: 3, grid: true}]", "but the shards contain"),
         (
             (1, 28, 28),
             "networks.generator=[{kind: dense, grid: true},{kind: deconv, stride: 7, kernel: 4}]",
@@ -130,8 +130,8 @@ def test_padding_keeps_sides_to_what_strides_say(kernel: int, stride: int, side:
         ),
     ],
 )
-def test_tables_that_cannot_make_the_images_are_refused(
-    shape: tuple[int, int, int], override: str, says: str
+def test_tables_that_do_not_fit_the_images_are_refused(
+    shape: tuple[int, int, int], override: str, message: str
 ):
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         networks(PAPER, shape, override)

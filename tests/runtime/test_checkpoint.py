@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all."""
+"""Checkpoints are complete or not used."""
 
 import json
 import os
@@ -34,23 +34,23 @@ def steps(run: Path) -> list[int]:
     return [int(p.name.removeprefix("step_")) for p in checkpoint.step_folders(run)]
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path):
+def test_a_checkpoint_is_loaded_as_it_was_saved(tmp_path: Path):
     save(tmp_path, 7)
-    found = checkpoint.require(tmp_path)
+    saved = checkpoint.require(tmp_path)
     torch.manual_seed(7)
     expected, fresh = nn.Linear(2, 2), nn.Linear(2, 2)
-    checkpoint.load_network(found, "a", fresh)
+    checkpoint.load_network(saved, "a", fresh)
     assert torch.equal(fresh.weight, expected.weight)
-    assert checkpoint.load_optimizers(found)["adam"]["step"] == 7
-    assert found.step == 7
-    assert checkpoint.require(found.path).step == 7  # a checkpoint folder itself will do
+    assert checkpoint.load_optimizers(saved)["adam"]["step"] == 7
+    assert saved.step == 7
+    assert checkpoint.require(saved.path).step == 7  # a checkpoint folder works as well
 
 
-def test_a_checkpoint_cut_or_damaged_anywhere_is_passed_over(tmp_path: Path):
+def test_a_checkpoint_truncated_or_damaged_anywhere_is_ignored(tmp_path: Path):
     save(tmp_path, 1)
     save(tmp_path, 2)
-    whole = checkpoint.step_folder(tmp_path, 2)
-    for name in sorted(os.listdir(whole)):
+    newest = checkpoint.step_folder(tmp_path, 2)
+    for name in sorted(os.listdir(newest)):
         for damage in (
             lambda b: b[: len(b) // 2],
             lambda b: b"",
@@ -64,13 +64,13 @@ def test_a_checkpoint_cut_or_damaged_anywhere_is_passed_over(tmp_path: Path):
                 file.unlink()
             else:
                 file.write_bytes(damage(file.read_bytes()))
-            found = checkpoint.find(copy)
-            assert found is not None
-            assert found.step == 1, (name, damage)
+            loaded = checkpoint.find(copy)
+            assert loaded is not None
+            assert loaded.step == 1, (name, damage)
             shutil.rmtree(copy)
 
 
-def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_save_that_fails_changes_no_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save(tmp_path, 1)
 
     def full(*args, **kwargs):
@@ -79,12 +79,12 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
     for broken in ("save_file", "_flush", "save_config"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, broken, full)
-            with pytest.raises(DataError, match=r"step_00000002.*No space left.*earlier ones are whole"):
+            with pytest.raises(DataError, match=r"step_00000002.*No space left.*continues from its newest"):
                 save(tmp_path, 2)
         assert os.listdir(tmp_path / "checkpoints") == ["step_00000001"]
 
 
-def test_newest_keepers_and_best_are_kept(tmp_path: Path):
+def test_the_newest_the_permanent_and_the_best_checkpoint_remain(tmp_path: Path):
     config = CheckpointConfig(keep=2, keep_every=4, best="score", best_mode="min")
     scores = {1: 5.0, 2: 1.0, 3: 3.0, 4: 4.0, 5: 2.0, 6: 9.0, 7: float("nan")}
     for step, score in scores.items():
@@ -94,11 +94,11 @@ def test_newest_keepers_and_best_are_kept(tmp_path: Path):
     assert checkpoint.best(tmp_path, config) == 2
 
 
-def test_a_missing_step_is_told_with_those_there_are(tmp_path: Path):
+def test_a_missing_step_is_reported_with_the_saved_ones(tmp_path: Path):
     save(tmp_path, 3)
     save(tmp_path, 5)
     assert checkpoint.require(tmp_path, 3).step == 3
-    with pytest.raises(DataError, match="no whole checkpoint of step 4 there; saved steps: 3, 5"):
+    with pytest.raises(DataError, match="no complete checkpoint of step 4 there; saved steps: 3, 5"):
         checkpoint.require(tmp_path, 4)
     with pytest.raises(DataError, match="saved steps: none"):
         checkpoint.require(tmp_path / "nowhere")

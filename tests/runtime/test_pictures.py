@@ -1,3 +1,5 @@
+"""Grids and the pictures of a run."""
+
 import numpy as np
 import pytest
 import torch
@@ -6,12 +8,10 @@ from torch import nn
 from infogan_dist.config.schema import CodeConfig
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.runtime.pictures import (
-    draw,
-    fixed_latents,
-    grid,
+    generate_images,
+    image_grid,
+    picture_latents,
     run_pictures,
-    sample_latents,
-    traversal_latents,
 )
 
 SPEC = LatentSpec(
@@ -24,31 +24,11 @@ SPEC = LatentSpec(
 )
 
 
-def test_a_traversal_s_rows_share_everything_but_the_variable():
-    latents, columns = traversal_latents(SPEC, 0, "style.1", rows=3, columns=5)
-    assert columns == 5
-    table = latents.vector.reshape(3, 5, -1)
-    moving = (table != table[:, :1]).any(0).any(0)
-    assert moving.nonzero().flatten().tolist() == [3 + 4 + 1]  # noise, digit, style.0, and then it
-    assert not torch.equal(table[0, 0], table[1, 0])
-    _, columns = traversal_latents(SPEC, 0, "digit", rows=3, columns=10)
-    assert columns == 4  # a discrete code shows all its values
-
-
-def test_fixed_codes_change_nothing_else():
-    free = sample_latents(SPEC, 0, 6)
-    fixed = fixed_latents(SPEC, free, {"digit": "2", "coin": "1"})
-    assert fixed.codes["digit"].unique().tolist() == [2]
-    assert fixed.codes["coin"].unique().tolist() == [1]
-    assert torch.equal(fixed.codes["style"], free.codes["style"])
-    assert torch.equal(fixed.vector[:, :3], free.vector[:, :3])
-
-
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_grid_lays_images_out_row_by_row_with_their_values(channels: int):
+def test_a_grid_shows_images_row_by_row_with_their_values(channels: int):
     images = torch.full((6, channels, 56, 56), -1.0)
     images[4] = 1.0
-    picture = grid(images, 3)
+    picture = image_grid(images, 3)
     assert picture.shape == (2 * 58 + 2, 3 * 58 + 2, 3)
     assert (picture[60:116, 60:116] == 255).all()  # second row, second column
     assert (picture[2:58, 2:58] == 0).all()
@@ -57,22 +37,22 @@ def test_a_grid_lays_images_out_row_by_row_with_their_values(channels: int):
 
 def test_small_images_are_enlarged_by_a_whole_factor():
     images = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
-    picture = grid(images, 1)[2:-2, 2:-2, 0]
+    picture = image_grid(images, 1)[2:-2, 2:-2, 0]
     assert picture.shape == (56, 56)
     assert np.array_equal(picture[::7, ::7], ((images[0, 0] + 1) * 127.5).round().numpy())
 
 
-def test_drawing_uses_running_statistics_and_changes_nothing():
+def test_generating_uses_running_statistics_and_changes_nothing():
     network = nn.Sequential(nn.Linear(SPEC.width, 4), nn.BatchNorm1d(4), nn.Unflatten(1, (1, 2, 2)))
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    latents = sample_latents(SPEC, 0, 300)
-    one_by_one = torch.cat([draw(network, latents[i : i + 1]) for i in range(5)])
-    torch.testing.assert_close(draw(network, latents)[:5], one_by_one)
+    latents = picture_latents(SPEC, 0, 300)
+    one_by_one = torch.cat([generate_images(network, latents[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(generate_images(network, latents)[:5], one_by_one)
     assert network.training
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-def test_a_run_draws_samples_and_each_variable():
+def test_a_run_has_pictures_of_samples_and_of_each_variable():
     network = nn.Sequential(nn.Linear(SPEC.width, 4), nn.Unflatten(1, (1, 2, 2)))
     pictures = run_pictures(network, SPEC, 0)
     assert list(pictures) == [
