@@ -82,7 +82,7 @@ class _ProgressLines:
             self.count,
             self.total,
             self.last_message - self.start,
-            prefix=self.description,
+            prefix=f"{self.description}: " if self.description else "",
             unit=self.unit,
             postfix=self.postfix,
             initial=self.initial,
@@ -103,8 +103,8 @@ def progress(
         total, initial: number of units at the end and at the start.
         unit: singular name of a unit, such as `step`.
         description: printed in front.
-        disable: show nothing. Nothing is shown either where `set_up_logging` was called with `quiet`, or not
-            at all.
+        disable: show nothing. Nothing is printed either after `set_up_logging(quiet=True)`, or without a
+            call of `set_up_logging`.
 
     Yields:
         An object with `update(count=1)` and `set_postfix_str(text)`, as of tqdm.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # bash launch/torchrun.sh configs/mnist.yaml [key=value ...]
-# All GPUs of a host; with NODES=2 RENDEZVOUS=HOST:29400 on each of two, of both. Workers that die start again.
-# Change by the environment: PROCESSES (a host's), NODES, RENDEZVOUS (one host, and a port open to the others).
+# One process per GPU of this machine, or of two with NODES=2 RENDEZVOUS=HOST:29400 on both. Failed workers restart.
+# Environment variables: PROCESSES (per machine), NODES, RENDEZVOUS (one of the machines, and a port that is open).
 
-# Without this, workers of torch 2.13 that start again wait for a store that died with the others.
+# Without it, workers that torch 2.13 restarts wait for a store that ended with the failed ones.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun --rdzv-backend c10d --rdzv-endpoint "${RENDEZVOUS:-127.0.0.1:0}" \
     --max-restarts 3 --nnodes "${NODES:-1}" \

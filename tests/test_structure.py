@@ -27,15 +27,17 @@ PACKAGES = {
 # Within a package, a module imports only from modules further down.
 MODULES = {
     "training": ("loop", "run", "monitor", "step", "state", "schedule"),
-    "preflight": ("examine", "run", "data", "disk", "machine", "finding"),
+    "preflight": ("examine", "run", "data", "disk", "machine", "communication", "config", "finding"),
     "scores": (
         "seed_runs", "card", "evaluation", "factors", "disentanglement", "fidelity", "control", "information",
         "recovery", "scored_model", "features", "distributed_map",
     ),
     "runtime": ("run_folder", "tracking", "checkpoint", "pictures", "metrics", "distributed"),
     "model": ("losses", "networks", "latents", "codes"),
-    "data": ("write", "sources", "finite", "loader", "order", "shards", "images", "fetch", "cache"),
-    "config": ("load", "help", "compare", "batch_share", "validate", "schema", "fields"),
+    "data": (
+        "write", "sources", "finite", "loader", "order", "shards", "images", "fetch", "transport", "s3", "cache", "urls",
+    ),
+    "config": ("load", "help", "validate", "batch_share", "schema", "fields"),
 }  # fmt: skip
 COMMANDS = ("doctor", "evaluate", "generate", "make_shards", "scorecard", "train")  # import no other command
 LIBRARIES = {

@@ -170,7 +170,7 @@ def test_a_broken_shard_stops_all_processes_and_is_named(
     (broken / "000002.tar").write_bytes((broken / "000002.tar").read_bytes()[:-1024])
     output = run_module("train", tiny, f"data.shards={broken}", processes=2, status=2).stderr
     assert output.count("000002.tar") == 1
-    assert "bytes where the manifest message" in output
+    assert "bytes instead of the manifest's" in output
     assert "Traceback" not in output
 
 

@@ -7,11 +7,11 @@ lanes', and the latents [rB/w, (r+1)B/w). Real image i and latent i of a global 
 process, at the same row, whatever the number of processes (with half batches: real image i and latent 2i).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from infogan_dist.config.schema import Config
-from infogan_dist.config.validate import check_batch
 from infogan_dist.errors import ConfigError
 from infogan_dist.launcher import process_place
 
@@ -72,6 +72,25 @@ class BatchShare:
             yield MicroBatch(
                 slice(i * real, (i + 1) * real), slice(i * latents, (i + 1) * latents), is_last=i == count - 1
             )
+
+
+def check_batch(config: Config, world: int) -> None:
+    """Refuse a global batch that `world` processes cannot share evenly. Raises `ConfigError`."""
+    train, lanes = config.train, config.data.lanes
+    if lanes % world:
+        near = " or ".join(str(n) for n in (lanes // world * world, (lanes // world + 1) * world) if n)
+        raise ConfigError(
+            f"data.lanes: {lanes} lanes cannot be divided among {world} processes; use data.lanes={near}"
+        )
+    split = 2 if config.objective.split_updates else 1
+    unit = math.lcm(split * lanes, split * world * train.accumulation)
+    if train.batch_size % unit:
+        below = train.batch_size // unit * unit
+        near = " or ".join(str(n) for n in (below, below + unit) if n)
+        raise ConfigError(
+            f"train.batch_size: {train.batch_size} is no multiple of {unit}, which {lanes} lanes, {world} "
+            f"process(es) and {train.accumulation} micro-batch(es) need; use train.batch_size={near}"
+        )
 
 
 def launched_share(config: Config) -> BatchShare:

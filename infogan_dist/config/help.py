@@ -1,4 +1,4 @@
-"""Descriptions of the config's keys: the list of `--help`, and the message about an unknown key."""
+"""Descriptions of the config's keys: the list of `--help`, and the message for an unknown key."""
 
 import dataclasses
 import difflib

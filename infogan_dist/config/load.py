@@ -1,6 +1,8 @@
-"""Reading YAML files and `key=value` overrides into a checked `Config`, and writing it back to a file."""
+"""Reading, writing and comparing configs: the only place that decides which keys a resumed run may change."""
 
-from collections.abc import Iterable
+import dataclasses
+import typing
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from infogan_dist.config.fields import Effect
 from infogan_dist.config.help import unknown_key_message
 from infogan_dist.config.schema import CODE_CONFIGS, CodeConfig, Config
 from infogan_dist.config.validate import validate
@@ -20,6 +23,7 @@ from infogan_dist.errors import ConfigError
 from infogan_dist.files import write_text
 
 PACKAGE = Path(__file__).parents[1]
+Flat = dict[str, Any]  # {"train.steps": 20000, ...}, the form of overrides; lists stay lists
 
 
 def read_config(arguments: list[str]) -> Config:
@@ -48,6 +52,36 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved config atomically."""
     write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def flatten(config: Config) -> Flat:
+    """Return the config as `{"train.steps": 20000, ...}`."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    return dict(walk(dataclasses.asdict(config), ""))
+
+
+def resume_conflicts(old: Config, new: Config) -> list[str]:
+    """Return what differs in keys that a resumed run may not change, as `key: old -> new`.
+
+    It may change everything but what the weights after a step depend on. A setting under which the weights
+    depend on the run's length as well, such as a learning rate schedule, would fix the length here.
+    """
+    return differences(flatten(old), flatten(new), {Effect.TRAINING})
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], effects: set[Effect]) -> list[str]:
+    """Return the differences of two flat configs in keys with these effects, as `key: old -> new`."""
+    table = _effects(Config, "", Effect.TRAINING)
+    changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+    # Keys of codes and layer tables are not in the schema by name; all of them change the weights.
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in changed if table.get(k, Effect.TRAINING) in effects]
 
 
 def presets() -> list[Path]:
@@ -134,3 +168,15 @@ def _checked(merged: Any) -> Config:
 def _of_its_kind(code: CodeConfig) -> CodeConfig:
     """Return a code's config as an object of its kind's own class; of an unknown kind, as it is."""
     return CODE_CONFIGS.get(code.kind, CodeConfig)(**vars(code))
+
+
+def _effects(schema: Any, prefix: str, default: Effect) -> dict[str, Effect]:
+    """Return the effect of each key that the schema names; a key without one has that of its section."""
+    hints, table = typing.get_type_hints(schema), {}
+    for spec in dataclasses.fields(schema):
+        effect = spec.metadata["effect"] or default
+        if dataclasses.is_dataclass(hints[spec.name]):
+            table |= _effects(hints[spec.name], f"{prefix}{spec.name}.", effect)
+        else:
+            table[prefix + spec.name] = effect
+    return table

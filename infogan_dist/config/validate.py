@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+from infogan_dist.config.batch_share import check_batch
 from infogan_dist.config.schema import CodeConfig, Config
 from infogan_dist.errors import ConfigError
 
@@ -32,25 +33,6 @@ def validate(config: Config) -> None:
             f"train.ema_decay: {config.train.ema_decay} must be below 1; 0 takes the last weights"
         )
     check_batch(config, world=config.train.processes or 1)
-
-
-def check_batch(config: Config, world: int) -> None:
-    """Refuse a global batch that `world` processes cannot share evenly. Raises `ConfigError`."""
-    train, lanes = config.train, config.data.lanes
-    if lanes % world:
-        near = " or ".join(str(n) for n in (lanes // world * world, (lanes // world + 1) * world) if n)
-        raise ConfigError(
-            f"data.lanes: {lanes} lanes cannot be divided among {world} processes; use data.lanes={near}"
-        )
-    split = 2 if config.objective.split_updates else 1
-    unit = math.lcm(split * lanes, split * world * train.accumulation)
-    if train.batch_size % unit:
-        below = train.batch_size // unit * unit
-        near = " or ".join(str(n) for n in (below, below + unit) if n)
-        raise ConfigError(
-            f"train.batch_size: {train.batch_size} is no multiple of {unit}, which {lanes} lanes, {world} "
-            f"process(es) and {train.accumulation} micro-batch(es) need; use train.batch_size={near}"
-        )
 
 
 def _check_code(name: str, code: CodeConfig) -> None:

@@ -1,1 +1,1 @@
-"""Images as sharded tar files, in an order that no number of processes changes."""
+"""Images in sharded tar files, read in an order that does not depend on the number of processes."""

@@ -1,23 +1,29 @@
-"""Files kept on disk between processes and runs: never taken for whole when they are not."""
+"""Caches with a limit in bytes: one in memory, and one on disk that processes and runs share."""
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from infogan_dist.files import atomic_write
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
+# Names of cached files, and of temporary files of writers that were killed (also those of earlier versions).
+CACHED_FILE = re.compile(r"[0-9a-f]{64}")
+PARTIAL_FILE = re.compile(r"\.?[0-9a-f]{64}(\.\d+)?\.part")
+logger = logging.getLogger(__name__)
 
 
 class MemoryCache(Generic[K, V]):
     """Values by key, added in order until they fill a limit; nothing is evicted.
 
-    Which values it contains depends only on the order of calls, so that two processes which make the same calls
+    Which values it contains depends on the order of calls alone, so that two processes with the same calls
     have the same keys.
 
     Args:
@@ -46,83 +52,87 @@ class MemoryCache(Generic[K, V]):
         return True
 
 
-class Cache:
-    """A folder of files that the processes of a machine share; trouble with it never stops reading.
+class DiskCache:
+    """A folder of downloaded files that the processes of a machine share.
+
+    A cache that cannot be written costs one warning and time; files are then read without it.
 
     Args:
-        folder: made where it is missing; other files in it are left alone.
-        limit: bytes that the files may sum up to; those used longest ago go first.
+        folder: created where it is missing; other files in it are not touched.
+        limit: bytes that the files may take together; the least recently used ones are removed first.
     """
 
     def __init__(self, folder: Path, limit: int):
         self.folder, self.limit, self._warned = folder, limit, False
 
-    def read(self, url: str, sound: Callable[[bytes], bool], bring: Callable[[], bytes]) -> bytes:
-        """The file of `url`: the kept one if it is `sound`, else what `bring` returns.
+    def read(self, url: str, is_valid: Callable[[bytes], bool], download: Callable[[], bytes]) -> bytes:
+        """Return the cached file of a URL; download and store it if there is none or it is not valid.
 
-        Of several processes that want the same file, one brings it and the others wait for it.
+        Of several processes that read the same URL, one downloads it and the others wait.
+
+        Args:
+            url: identifies the file.
+            is_valid: function that checks the bytes of a cached file.
+            download: function that returns the file's bytes.
         """
         path = self.folder / hashlib.sha256(url.encode()).hexdigest()
-        content = _hit(path, sound)
+        content = _read_valid(path, is_valid)
         if content is not None:
             return content
         with ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(_locked(path.with_suffix(".lock")))
+                stack.enter_context(_lock(path.with_suffix(".lock")))
             except OSError as error:
                 self._warn(error)
-            content = _hit(path, sound)
+            content = _read_valid(path, is_valid)
             if content is None:
-                content = bring()
-                self._keep(path, content)
+                content = download()
+                self._write(path, content)
         return content
 
-    def _keep(self, path: Path, content: bytes) -> None:
-        """Writes a file, whole or not at all."""
+    def _write(self, path: Path, content: bytes) -> None:
         if len(content) > self.limit:
             return
-        part = path.with_suffix(".part")
         try:
-            with _locked(self.folder / "all.lock"):
-                _make_room(self.folder, self.limit - len(content))
-                part.write_bytes(content)
-                os.replace(part, path)
+            with _lock(self.folder / "all.lock"):
+                _free_space(self.folder, self.limit - len(content))
+                with atomic_write(path) as partial:
+                    partial.write_bytes(content)
         except OSError as error:
-            with suppress(OSError):
-                part.unlink()
             self._warn(error)
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
             self._warned = True
-            said = f"{self.folder}: the cache cannot be written ({error.strerror}); reading without it"
-            print(f"warning: {said}", file=sys.stderr, flush=True)
+            logger.warning(
+                "%s: the cache cannot be written (%s); reading without it", self.folder, error.strerror
+            )
 
 
-def _hit(path: Path, sound: Callable[[bytes], bool]) -> bytes | None:
-    """A kept file, marked as used; one that is not sound is removed."""
+def _read_valid(path: Path, is_valid: Callable[[bytes], bool]) -> bytes | None:
+    """Return a cached file and mark it as used; remove an invalid one and return None."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
-    good = sound(content)
+    valid = is_valid(content)
     with suppress(OSError):
-        os.utime(path) if good else path.unlink()
-    return content if good else None
+        os.utime(path) if valid else path.unlink()
+    return content if valid else None
 
 
-def _make_room(folder: Path, limit: int) -> None:
-    """Removes the files used longest ago until at most `limit` bytes are left, and all unfinished ones.
+def _free_space(folder: Path, limit: int) -> None:
+    """Remove partial files, and the least recently used files until the others take at most `limit` bytes.
 
-    Files are written only under the lock that the caller holds: an unfinished one is a killed writer's.
+    The caller has locked the folder against other writers, so a partial file belongs to a killed one.
     """
     files = []
     for path in folder.iterdir():
         with suppress(FileNotFoundError):
-            if re.fullmatch(r"[0-9a-f]{64}\.part", path.name):
+            if PARTIAL_FILE.fullmatch(path.name):
                 path.unlink()
-            elif re.fullmatch(r"[0-9a-f]{64}", path.name):
+            elif CACHED_FILE.fullmatch(path.name):
                 files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
@@ -133,12 +143,12 @@ def _make_room(folder: Path, limit: int) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock between processes, which the kernel releases when its holder is killed."""
+def _lock(path: Path) -> Iterator[None]:
+    """Lock a file against other processes; the kernel releases the lock of a process that is killed."""
     with path.open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         try:
             yield
         finally:
-            # Closing would not do: a child forked in the meantime holds the file open too.
+            # Closing the file is not enough: a child that was forked meanwhile has it open as well.
             fcntl.flock(stream, fcntl.LOCK_UN)

@@ -1,18 +1,20 @@
-"""A finite pass over a shard set, for scores: each image once, nothing padded, nothing dropped."""
+"""A shard set read from its start to its end, for scores: each image once, nothing padded or dropped."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from infogan_dist.data.cache import MemoryCache
 from infogan_dist.data.fetch import Store
 from infogan_dist.data.shards import DecodedShard, Manifest, read_shard
 
-CHUNK_SIZE = 500  # images, at most: what networks see at a time, and so what batch statistics are of
+# Images of a chunk at most. Networks process one chunk at a time, so batch statistics are those of a chunk.
+CHUNK_SIZE = 500
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring images of a shard.
+    """Consecutive images of a shard.
 
     Attributes:
         images: uint8 [n, C, H, W].
@@ -26,12 +28,14 @@ class Chunk:
 
 
 class FiniteDataset:
-    """A shard set cut into pieces of at most `CHUNK_SIZE` images, the same for any number of processes.
+    """A shard set in chunks of at most `CHUNK_SIZE` images, which do not depend on the number of processes.
 
     Args:
-        skip: let others of its shard take the place of images that do not decode, instead of raising.
-        limit: images to take, from the set's start; None: all.
-        cache_bytes: decoded shards are kept until they fill this, for there are several scores.
+        manifest: of the set.
+        store: reads the shards.
+        skip: replace images that cannot be decoded by others of their shard, instead of raising.
+        limit: number of images, from the start of the set; None: all.
+        cache_bytes: limit of the decoded shards in memory, because several scores read the same images.
     """
 
     def __init__(
@@ -42,35 +46,33 @@ class FiniteDataset:
         limit: int | None = None,
         cache_bytes: int = 0,
     ):
-        self.manifest, self.store, self.skip, self.room = manifest, store, skip, cache_bytes
-        self._places: list[tuple[int, int, int]] = []  # shard, first image, end
+        self.manifest, self.store, self.skip = manifest, store, skip
+        self._chunks: list[tuple[int, int, int]] = []  # shard, first image, end
         left = manifest.samples if limit is None else limit
         for number, shard in enumerate(manifest.shards):
             for first in range(0, min(shard.samples, left), CHUNK_SIZE):
-                self._places.append((number, first, min(first + CHUNK_SIZE, shard.samples, left)))
+                self._chunks.append((number, first, min(first + CHUNK_SIZE, shard.samples, left)))
             left = max(0, left - shard.samples)
-        self._kept: dict[int, DecodedShard] = {}
+        self._cache: MemoryCache[int, DecodedShard] = MemoryCache(cache_bytes)
         self._last: tuple[int, DecodedShard] | None = None
 
     @property
     def sizes(self) -> list[int]:
-        """Images of each piece."""
-        return [end - first for _, first, end in self._places]
+        """Number of images of each chunk."""
+        return [end - first for _, first, end in self._chunks]
 
     def read(self, i: int) -> Chunk:
-        """The i-th piece. Raises `DataError`."""
-        shard, first, end = self._places[i]
-        block, rows = self._block(shard), slice(first, end)
-        return Chunk(block.images[rows], block.labels[rows], block.factors[rows])
+        """Return the i-th chunk. Raises `DataError`."""
+        shard, first, end = self._chunks[i]
+        decoded, rows = self._decoded(shard), slice(first, end)
+        return Chunk(decoded.images[rows], decoded.labels[rows], decoded.factors[rows])
 
-    def _block(self, shard: int) -> DecodedShard:
-        """A decoded shard; the last one is at hand for its further pieces, whatever else is kept."""
-        if shard in self._kept:
-            return self._kept[shard]
+    def _decoded(self, shard: int) -> DecodedShard:
+        """Return a decoded shard; the last one stays in memory for its other chunks even without a cache."""
+        if shard in self._cache:
+            return self._cache[shard]
         if self._last is None or self._last[0] != shard:
-            self._last = shard, read_shard(self.manifest, shard, self.store, self.skip)
-        block = self._last[1]
-        if block.images.nbytes <= self.room:
-            self.room -= block.images.nbytes
-            self._kept[shard] = block
-        return block
+            decoded = read_shard(self.manifest, shard, self.store, self.skip)
+            self._last = shard, decoded
+            self._cache.add(shard, decoded, len(decoded.images) * self.manifest.decoded_sample_bytes)
+        return self._last[1]

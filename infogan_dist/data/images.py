@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from infogan_dist.errors import DataError
 
-if TYPE_CHECKING:  # importing torch takes seconds, and a command line must answer sooner
+if TYPE_CHECKING:  # Importing torch takes seconds, and a command line has to answer sooner.
     import torch
     from torch import Tensor
 
@@ -31,31 +31,46 @@ def to_uint8(images: Tensor) -> Tensor:
 def decode_image(
     member: dict[str, bytes], where: str, shape: tuple[int, int, int] | None, fit: bool
 ) -> np.ndarray:
-    """The sample's image as uint8 [C, H, W].
+    """Decode the image of a sample.
 
     Args:
-        shape: what it must be; None takes it as it is, grey or colour.
-        fit: scale and crop to `shape`, keeping the aspect, instead of refusing another size.
+        member: the sample's files by ending.
+        where: name of the sample in error messages.
+        shape: required (channels, height, width); None: any, in grey or colour as in the file.
+        fit: scale and crop an image of another size to `shape`, preserving the aspect; else it is refused.
+
+    Returns:
+        uint8 [C, H, W].
+
+    Raises:
+        DataError: there is no image, it cannot be decoded, or it has another shape.
     """
     kind = next((k for k in IMAGE_TYPES if k in member), None)
     if kind is None:
         raise DataError(
-            f"{where}: no image (a member ending in {', '.join(IMAGE_TYPES)}); it has {sorted(member)}"
+            f"{where}: no image among {sorted(member)}; add a file of type {', '.join(IMAGE_TYPES)}"
         )
     try:
         with Image.open(io.BytesIO(member[kind]), formats=("PNG", "JPEG", "WEBP", "BMP")) as image:
             array = as_array(image, shape if fit else None)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}.{kind}: not a readable image ({error})") from None
+        raise DataError(f"{where}.{kind}: not a readable image ({error}); replace it") from None
     if shape is not None and array.shape != shape:
         raise DataError(
-            f"{where}.{kind}: an image of shape {list(array.shape)} where {list(shape)} is promised"
+            f"{where}.{kind}: an image of shape {list(array.shape)} instead of {list(shape)}; "
+            "fit it or leave it out"
         )
     return array
 
 
 def as_array(image: Image.Image, shape: tuple[int, int, int] | None) -> np.ndarray:
-    """A picture as uint8 [C, H, W]: fitted to `shape`, or as it is, grey where it has no colour channels."""
+    """Convert a PIL image to uint8 [C, H, W].
+
+    Args:
+        image: of any size and mode.
+        shape: (channels, height, width) to scale and crop to; None: its own size, with one channel if it has
+            no colours and three otherwise.
+    """
     image = ImageOps.exif_transpose(image)
     if shape is None:
         grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
@@ -69,7 +84,7 @@ def as_array(image: Image.Image, shape: tuple[int, int, int] | None) -> np.ndarr
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """uint8 [C, H, W], C = 1 or 3, as PNG."""
+    """Encode an image, uint8 [C, H, W] with C = 1 or 3, as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)).save(buffer, "png")
     return buffer.getvalue()

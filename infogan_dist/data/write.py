@@ -1,51 +1,73 @@
-"""Writing shard sets: from a source of images, or as a manifest of WebDataset tars that exist already."""
+"""Writing shard sets: from a source of images, or as a manifest of existing WebDataset tars."""
 
 import glob
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import braceexpand
 import numpy as np
-import webdataset as wds
 
 from infogan_dist.console import progress
-from infogan_dist.data.fetch import Store, redact_url
+from infogan_dist.data.fetch import Store
 from infogan_dist.data.images import decode_image, encode_png
 from infogan_dist.data.shards import (
     FACTORS_TYPE,
     LABEL_TYPE,
+    MANIFEST,
     NO_LABEL,
     Manifest,
     Shard,
     decode_label,
+    load_manifest,
     samples_of,
-    save_manifest,
+    write_manifest,
 )
 from infogan_dist.data.sources import Source
+from infogan_dist.data.urls import is_remote, redact_url
 from infogan_dist.errors import DataError
 from infogan_dist.files import atomic_write
 from infogan_dist.rng import permutation
 
 DEFAULT_SHARDS = 8  # the default number of lanes: an epoch then contains each sample once
-SHARD_BYTES = 64 * 2**20  # decoded; a process holds one shard of each of its lanes
+SHARD_BYTES = 64 * 2**20  # of a decoded shard; a process has one shard of each of its lanes in memory
+logger = logging.getLogger(__name__)
+
+
+def create_once(out: Path, create: Callable[[], Manifest]) -> tuple[Manifest, bool]:
+    """Return the manifest of a folder, and whether the shard set was created now.
+
+    Args:
+        out: folder of the shard set.
+        create: function that creates it; called only if the folder has no manifest.
+    """
+    if (out / MANIFEST).exists():
+        return load_manifest(os.fspath(out)), False
+    return create(), True
 
 
 def write_shard_set(source: Source, out: Path, shards: int | None = None, seed: int = 0) -> Manifest:
-    """Writes a source's images, shuffled, into shards whose sizes differ by at most one.
+    """Write a source's images, shuffled, into shards whose sizes differ by at most one.
 
     Args:
-        shards: their number; None takes a multiple of 8 that keeps a decoded shard under 64 MiB.
+        source: the images.
+        out: folder of the shard set; created where it is missing.
+        shards: number of shards; None: a multiple of 8 such that a decoded shard takes at most 64 MiB.
         seed: of the shuffle. The same source, number and seed give the same bytes.
 
+    Returns:
+        The manifest, which is written last.
+
     Raises:
-        DataError: too few images, or one that the source cannot read.
+        DataError: there are too few images, or the source cannot read one.
     """
     first = source.read(0)[0]
     if shards is None:
-        wanted = -(-source.count * first.nbytes // SHARD_BYTES)
-        shards = -(-max(wanted, 1) // DEFAULT_SHARDS) * DEFAULT_SHARDS
+        needed = -(-source.count * first.nbytes // SHARD_BYTES)
+        shards = -(-max(needed, 1) // DEFAULT_SHARDS) * DEFAULT_SHARDS
     if not 0 < shards <= source.count:
         raise DataError(
             f"{source.name}: {source.count} images cannot fill {shards} shards; use --shards {source.count}"
@@ -71,68 +93,67 @@ def write_shard_set(source: Source, out: Path, shards: int | None = None, seed: 
         factors=source.factors,
         location=str(out),
     )
-    save_manifest(manifest, out)
+    write_manifest(manifest, out)
     return manifest
 
 
 def index_tars(
     urls: list[str], out: Path, name: str, shape: tuple[int, int, int] | None, skip_broken: bool = False
 ) -> Manifest:
-    """Writes the manifest of WebDataset tars that are there already; they stay where they are.
+    """Write the manifest of existing WebDataset tars, which are read but not copied.
 
     Args:
-        urls: paths and http(s) or s3 URLs; `{0000..0099}` and, for paths, `*` are expanded.
-        shape: fit every image to it when it is read; None: all must be alike.
-        skip_broken: list samples that do not decode too, for a run with data.on_error=skip.
+        urls: paths and http(s) or s3 URLs; `{0000..0099}` and, in paths, `*` are expanded.
+        out: folder of the manifest; created where it is missing.
+        name: the data's name.
+        shape: (channels, height, width) to which images are fitted when read; None: all must have one shape.
+        skip_broken: include samples that cannot be decoded, for a run with data.on_error=skip.
 
     Raises:
-        DataError: a tar is missing or broken, or holds a sample that is not as promised.
+        DataError: a tar is missing or broken, or contains a sample that cannot be decoded.
     """
-    expected, shards, labels, broken = shape, [], {NO_LABEL}, 0
-    for url in _expand(urls):
-        place = _stored_url(url)
-        try:
-            content = Store().read(place)
-        except FileNotFoundError:
-            raise DataError(f"{place}: no such tar") from None
-        samples = list(samples_of(content, place))
-        if not samples:
-            raise DataError(f"{place}: holds no samples; leave it out")
-        for key, member in samples:
-            where = f"{place}, {key}"
-            try:
-                image = decode_image(member, where, expected, fit=shape is not None)
-                labels.add(decode_label(member, where))
-            except DataError:
-                if not skip_broken:
-                    raise
-                broken += 1
-                continue
-            channels, height, width = image.shape
-            expected = expected or (channels, height, width)
-        shards.append(Shard(place, len(samples), len(content), hashlib.sha256(content).hexdigest()))
-    if expected is None:
-        raise DataError(f"{', '.join(urls)}: not one sample decodes")
+    required, shards, labels, broken = shape, [], {NO_LABEL}, 0
+    expanded = _expand(urls)
+    with progress(len(expanded), "tar", description=f"index of {name}") as bar:
+        for url in expanded:
+            shard, samples = _read_tar(url)
+            shards.append(shard)
+            for key, member in samples:
+                where = f"{shard.url}, {key}"
+                try:
+                    image = decode_image(member, where, required, fit=shape is not None)
+                    labels.add(decode_label(member, where))
+                except DataError:
+                    if not skip_broken:
+                        raise
+                    broken += 1
+                    continue
+                channels, height, width = image.shape
+                required = required or (channels, height, width)
+            bar.update()
+    if required is None:
+        raise DataError(f"{', '.join(urls)}: no sample can be decoded; use other tars")
     if broken:
-        print(f"{broken} samples do not decode: train with data.on_error=skip")
+        logger.warning("%d samples cannot be decoded; train with data.on_error=skip", broken)
     out.mkdir(parents=True, exist_ok=True)
     names = [str(i) for i in range(max(labels) + 1)]
-    manifest = Manifest(name, expected, names, shards, fit=shape is not None, location=str(out))
-    save_manifest(manifest, out)
+    manifest = Manifest(name, required, names, shards, fit=shape is not None, location=str(out))
+    write_manifest(manifest, out)
     return manifest
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int, Sequence[int]]]) -> Shard:
-    """Writes samples (key, uint8 [C, H, W], label, factors) into a tar, whole or not at all.
+    """Write samples (key, image uint8 [C, H, W], label, factors) into a tar, atomically.
 
-    The image is a PNG, the label a .cls, the factors (of sets that have some) a .factors.json.
-
-    The same samples give the same bytes: nothing in the file tells when or by whom it was written.
+    The image becomes a PNG, the label a .cls file, and the factors, if there are any, a .factors.json file.
+    The same samples give the same bytes: the file contains neither times nor owners.
     """
+    import webdataset as wds  # Imported only now because it imports torch, which takes seconds.
+
     count = 0
     with (
-        atomic_write(path) as part,
-        part.open("wb") as stream,
+        atomic_write(path) as partial,
+        partial.open("wb") as stream,
         wds.TarWriter(stream, mtime=0, user="", group="") as tar,  # type: ignore[attr-defined]
     ):
         for key, array, label, factors in samples:
@@ -147,23 +168,36 @@ def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int, Sequen
     return Shard(path.name, count, len(content), hashlib.sha256(content).hexdigest())
 
 
-def _stored_url(url: str) -> str:
-    """What the manifest says of a tar's place. Raises `DataError` for a URL with credentials in it."""
-    if "://" not in url:
+def _read_tar(url: str) -> tuple[Shard, list[tuple[str, dict[str, bytes]]]]:
+    """Return the manifest's entry for a tar, and its samples by key."""
+    location = _absolute_url(url)
+    try:
+        content = Store().read(location)
+    except FileNotFoundError:
+        raise DataError(f"{location}: no such tar; check the path or URL") from None
+    samples = list(samples_of(content, location))
+    if not samples:
+        raise DataError(f"{location}: contains no samples; leave it out")
+    return Shard(location, len(samples), len(content), hashlib.sha256(content).hexdigest()), samples
+
+
+def _absolute_url(url: str) -> str:
+    """Return a tar's location for the manifest. Raises `DataError` for a URL with credentials."""
+    if not is_remote(url):
         return str(Path(url).resolve())
     if redact_url(url) != url:
         raise DataError(
-            f"{redact_url(url)}: a password or a query would be kept in the manifest for all to read; give "
-            "a URL without (s3:// takes its credentials from the environment)"
+            f"{redact_url(url)}: its password or query would be readable in the manifest; give a URL without "
+            "(s3:// URLs take credentials from the environment)"
         )
     return url
 
 
 def _expand(urls: list[str]) -> list[str]:
-    found: list[str] = []
+    expanded: list[str] = []
     for pattern in urls:
         for url in braceexpand.braceexpand(pattern):
-            found += [url] if "://" in url or "*" not in url else sorted(glob.glob(url))
-    if not found:
-        raise DataError(f"{', '.join(urls)}: no such tars")
-    return found
+            expanded += [url] if is_remote(url) or "*" not in url else sorted(glob.glob(url))
+    if not expanded:
+        raise DataError(f"{', '.join(urls)}: no such tars; check the pattern")
+    return expanded

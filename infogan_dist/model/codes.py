@@ -228,11 +228,6 @@ CODES: dict[str, type] = {
 }
 
 
-def variable_names(name: str, code: Code) -> list[str]:
-    """Return `[name]` for a code of one variable, else `[name.0, name.1, ...]`."""
-    return [name] if code.variables == 1 else [f"{name}.{i}" for i in range(code.variables)]
-
-
 def _parse_integer(text: str, size: int) -> float:
     if not text.isdecimal() or int(text) >= size:
         raise ValueError(f"a whole number from 0 to {size - 1}")

@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from infogan_dist.config.schema import CodeConfig
 from infogan_dist.errors import ConfigError
-from infogan_dist.model.codes import CODES, Code, variable_names
+from infogan_dist.model.codes import CODES, Code
 from infogan_dist.rng import uniforms
 
 
@@ -138,3 +138,8 @@ class LatentSpec:
         codes = {n: c.repeat_interleave(len(values), 0) for n, c in base.codes.items()}
         codes[name][:, index] = values.to(codes[name].dtype).repeat(len(base.vector))
         return self.assemble(noise, codes, base.vector.dtype), len(values)
+
+
+def variable_names(name: str, code: Code) -> list[str]:
+    """Return `[name]` for a code of one variable, else `[name.0, name.1, ...]`."""
+    return [name] if code.variables == 1 else [f"{name}.{i}" for i in range(code.variables)]

@@ -27,8 +27,8 @@ class AdversarialLoss:
             name, which are logged as `d/NAME` and add up to `d/adversarial`. Under `d_updates=split` one of
             the two is None.
         generator: G's loss from the logits of generated images [N] and, if `paired`, of real ones [N].
-        winning_threshold: value of `d/adversarial` below which D tells real from generated images so well
-            that G learns next to nothing.
+        winning_threshold: value of `d/adversarial` below which D separates real from generated images so
+            well that G learns next to nothing.
         paired: whether the loss compares real image i with generated image i. Both logits are then always
             given, so `d_updates=split` is refused.
     """

@@ -1,0 +1,1 @@
+"""The checks of `python -m infogan_dist.doctor`: of a machine, and of a run before it starts."""

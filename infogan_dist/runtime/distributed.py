@@ -21,7 +21,7 @@ from infogan_dist.config.schema import PRECISIONS, AdamConfig, Config
 from infogan_dist.errors import ConfigError
 from infogan_dist.launcher import STOP_SIGNALS, process_place
 
-# Warnings of DDP about buffers, which `average_buffers` makes equal, and about strides of one-row gradients.
+# Warnings of DDP: of buffers, which `average_buffers` makes equal; of the strides of one-row gradients.
 HARMLESS_WARNINGS = (".*broadcast_buffers.*", "Grad strides do not match bucket view strides")
 GLOO_GRACE_S = 0.2  # for gloo's threads to release their last tensors; see `Engine.close`
 

@@ -19,8 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from infogan_dist.config.compare import resume_conflicts
-from infogan_dist.config.load import load_config, save_config
+from infogan_dist.config.load import load_config, resume_conflicts, save_config
 from infogan_dist.config.schema import Config
 from infogan_dist.data.fetch import redact_url
 from infogan_dist.data.shards import Manifest
@@ -99,9 +98,9 @@ class RunFolder:
         """Remove incomplete checkpoints, write the resolved config, and truncate the logs to a step."""
         for partial in (self.path / checkpoint.FOLDER).glob(".*.part"):
             shutil.rmtree(partial, ignore_errors=True)
-        with report_unwritable(self.path / checkpoint.CONFIG, tracking.RESTART):
+        with report_unwritable(self.path, tracking.RESTART):
             save_config(config, self.path / checkpoint.CONFIG)
-        tracking.truncate_logs(self.path, step)
+            tracking.truncate_logs(self.path, step)
 
     def save(
         self,
@@ -110,10 +109,10 @@ class RunFolder:
         optimizers: dict[str, Any],
         metadata: dict[str, Any],
     ) -> Path | None:
-        """Save a checkpoint and remove those that are not to be kept.
+        """Save a checkpoint, and prune older ones.
 
         Args:
-            config: the resolved config, whose `checkpoint` section decides what is kept.
+            config: the resolved config, whose `checkpoint` section decides which older ones remain.
             networks, optimizers, metadata: see `checkpoint.save`.
 
         Returns:

@@ -26,7 +26,7 @@ from accelerate.tracking import get_available_trackers as installed_trackers
 from PIL import Image
 
 from infogan_dist import __version__
-from infogan_dist.config.compare import flatten
+from infogan_dist.config.load import flatten
 from infogan_dist.config.schema import Config, TrackingConfig
 from infogan_dist.data.fetch import redact_url
 from infogan_dist.errors import EXIT_STOPPED, ConfigError
@@ -212,7 +212,7 @@ def check_trackers(config: Config) -> None:
                 f"tracking.trackers: {name} is unknown or not installed (installed: {', '.join(installed)}); "
                 f"run `pip install {name}`, or remove it"
             )
-    if config.tracking.artifacts and {**flatten(config), **_public_urls(config)} != flatten(config):
+    if config.tracking.artifacts and any(redact_url(url) != url for url in _urls(config).values()):
         raise ConfigError(
             "tracking.artifacts: each checkpoint's config would upload the password or query in data.shards "
             "or data.test to W&B; remove it from the URL"
@@ -229,15 +229,16 @@ def open_trackers(accelerator: Accelerator, config: Config, folder: Path) -> Non
     }
     mirrors = [own[name]() if name in own else name for name in dict.fromkeys(config.tracking.trackers)]
     accelerator.log_with = [RunFolderTracker(folder), *mirrors]  # type: ignore[assignment]
-    public = {**flatten(config), **_public_urls(config), "version": __version__}
+    urls = {key: redact_url(url) for key, url in _urls(config).items()}
+    public = {**flatten(config), **urls, "version": __version__}
     simple = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in public.items()}
     accelerator.init_trackers(config.tracking.project, config=simple)
 
 
-def _public_urls(config: Config) -> dict[str, str]:
-    """Return the config's URLs without passwords and queries."""
+def _urls(config: Config) -> dict[str, str]:
+    """Return the locations in the config, which may contain passwords, by key."""
     urls = {"data.shards": config.data.shards, "data.test": config.data.test}
-    return {key: redact_url(url) for key, url in urls.items() if url is not None}
+    return {key: url for key, url in urls.items() if url is not None}
 
 
 def log_pictures(accelerator: Accelerator, pictures: Pictures, step: int) -> None:
@@ -262,13 +263,12 @@ def mark_preempting(accelerator: Accelerator) -> None:
 
 
 def truncate_logs(folder: Path, step: int) -> None:
-    """Remove the log lines after a step, when a run continues from the checkpoint of that step."""
+    """Remove the log lines after a step, when a run continues from its checkpoint. Raises `OSError`."""
     for name in (METRICS, TIMING, SCORES):
         path = folder / name
         if path.is_file():
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            with report_unwritable(path, RESTART):
-                write_text(path, "".join(f"{line}\n" for line in lines))
+            write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _step_of(line: str) -> float:

@@ -121,7 +121,7 @@ def _should_stop(run: Run, flags: list[float] | None, step: int) -> bool:
 
 @contextmanager
 def _killed_workers_reported() -> Iterator[None]:
-    """Convert the DataLoader's error about a killed loading subprocess to one line."""
+    """Convert the DataLoader's error for a killed loading subprocess to one line."""
     try:
         yield
     except RuntimeError as error:

@@ -69,7 +69,7 @@ class Run:
         )
         self.train_step = TrainStep(config, self.spec, self.engine, self.state)
         self.metrics: dict[str, float] = {}
-        self.schedule = Schedule(config, config.length(self.manifest.samples))
+        self.schedule = Schedule(config, self.manifest.samples)
         self.loader = self._create_loader()
         self._load(resumed, initial)
         self._warm_up()
@@ -190,7 +190,7 @@ class Run:
             tracking.log_pictures(self.engine.accelerator, {"real": picture}, self.state.step)
 
     def save(self) -> None:
-        """Save a checkpoint, and remove those that are not to be kept. To be called by all processes."""
+        """Save a checkpoint, and prune older ones. To be called by all processes."""
         window = self.accumulator.state()
         if self.engine.is_main:
             metadata = {

@@ -11,11 +11,16 @@ class Schedule:
 
     Attributes:
         config: the run's.
-        total: steps of the whole run.
+        samples: number of training images.
     """
 
     config: Config
-    total: int
+    samples: int
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.config.length(self.samples)
 
     def should_log(self, step: int) -> bool:
         """Whether the metrics of the last steps are averaged and logged after this step."""

@@ -25,8 +25,7 @@ from torch import Tensor
 from infogan_dist.config.batch_share import BatchShare
 from infogan_dist.config.schema import Config
 from infogan_dist.errors import ConfigError
-from infogan_dist.model.codes import variable_names
-from infogan_dist.model.latents import Latents, LatentSpec
+from infogan_dist.model.latents import Latents, LatentSpec, variable_names
 from infogan_dist.model.losses import LOSSES, information_loss, lower_bound, r1_penalty
 from infogan_dist.runtime.distributed import Engine, frozen, untracked
 from infogan_dist.training.state import TrainState

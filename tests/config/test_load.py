@@ -5,10 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from infogan_dist.config.compare import differences, flatten, resume_conflicts
 from infogan_dist.config.fields import Effect
 from infogan_dist.config.help import help_text
-from infogan_dist.config.load import load_config, presets, read_config, save_config
+from infogan_dist.config.load import (
+    differences,
+    flatten,
+    load_config,
+    presets,
+    read_config,
+    resume_conflicts,
+    save_config,
+)
 from infogan_dist.config.schema import BernoulliConfig, CategoricalConfig, Config, ContinuousConfig
 from infogan_dist.errors import ConfigError
 

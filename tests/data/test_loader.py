@@ -1,4 +1,4 @@
-"""What processes read: together the global batch, whoever reads it and however."""
+"""The processes together read the global batch, whatever their number, workers and caches."""
 
 import dataclasses
 import hashlib
@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infogan_dist.console import set_up_logging
 from infogan_dist.data import fetch
 from infogan_dist.data import loader as loader_module
 from infogan_dist.data.loader import Loader
@@ -27,21 +28,22 @@ BATCH, LANES = 16, 8
 
 
 def loaders(folder: Path, world: int, **options: Any) -> list[Loader]:
+    """One loader for each process."""
     manifest = load_manifest(str(folder))
     order = Order(5, [s.samples for s in manifest.shards], LANES, BATCH)
     own = LANES // world
     return [Loader(manifest, order, range(r * own, (r + 1) * own), **options) for r in range(world)]
 
 
-def seen(folder: Path, world: int, step: int, count: int, **options: int) -> list[list[int]]:
-    """The numbers of the images in `count` global batches, put together from all processes' slices."""
+def read_batches(folder: Path, world: int, step: int, count: int, **options: int) -> list[list[int]]:
+    """The numbers of the images in `count` global batches, joined from all processes' rows."""
     streams = [loader.batches(step) for loader in loaders(folder, world, **options)]
     return [[number_of(image) for s in streams for image in next(s).images] for _ in range(count)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
-def test_processes_together_see_the_same_batches_in_the_same_order(small_set: Path, world: int):
-    assert seen(small_set, world, 0, 40) == seen(small_set, 1, 0, 40)
+def test_every_number_of_processes_reads_the_same_batches_in_the_same_order(small_set: Path, world: int):
+    assert read_batches(small_set, world, 0, 40) == read_batches(small_set, 1, 0, 40)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one core
@@ -49,25 +51,25 @@ def test_processes_together_see_the_same_batches_in_the_same_order(small_set: Pa
     "options", [{"workers": 2}, {"cache_bytes": 10_000}, {"workers": 1, "cache_bytes": 10**9}]
 )
 def test_workers_and_cache_do_not_change_the_order(small_set: Path, options: dict[str, int]):
-    assert seen(small_set, 2, 0, 40, **options) == seen(small_set, 1, 0, 40)
+    assert read_batches(small_set, 2, 0, 40, **options) == read_batches(small_set, 1, 0, 40)
 
 
 @pytest.mark.parametrize("step", [1, 7, 15, 33])
-def test_starting_at_a_step_goes_on_as_if_read_through(small_set: Path, step: int):
-    through = seen(small_set, 1, 0, step + 12)[step:]
-    assert seen(small_set, 4, step, 12, cache_bytes=20_000) == through
+def test_a_start_at_a_later_step_continues_the_same_order(small_set: Path, step: int):
+    expected = read_batches(small_set, 1, 0, step + 12)[step:]
+    assert read_batches(small_set, 4, step, 12, cache_bytes=20_000) == expected
 
 
-def test_a_pass_sees_each_image_once(small_set: Path):
-    for number in range(3):
-        batches = seen(small_set, 2, number * 15, 15)  # 240 images in batches of 16
+def test_an_epoch_contains_each_image_once(small_set: Path):
+    for epoch in range(3):
+        batches = read_batches(small_set, 2, epoch * 15, 15)  # 240 images in batches of 16
         assert Counter(n for b in batches for n in b) == dict.fromkeys(range(240), 1)
 
 
-def test_shards_of_sizes_one_apart_lose_nothing_and_double_nothing(tmp_path: Path):
+def test_shards_whose_sizes_differ_by_one_lose_and_repeat_no_image(tmp_path: Path):
     write_shard_set(images_source(247), tmp_path, shards=8)
-    assert seen(tmp_path, 4, 0, 200) == seen(tmp_path, 1, 0, 200)
-    counts = Counter(n for b in seen(tmp_path, 1, 0, 247) for n in b)  # 16 passes' worth
+    assert read_batches(tmp_path, 4, 0, 200) == read_batches(tmp_path, 1, 0, 200)
+    counts = Counter(n for b in read_batches(tmp_path, 1, 0, 247) for n in b)  # as many images as 16 epochs
     assert set(counts.values()) <= {14, 15, 16, 17, 18}
     assert len(counts) == 247
 
@@ -80,28 +82,28 @@ def test_labels_stay_with_their_images(small_set: Path):
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of the shards that are read, as they are."""
+    """The numbers of the shards that are read, in order."""
     reads: list[int] = []
 
-    def noted(manifest, index, *rest):
+    def recorded_read(manifest, index, *rest):
         reads.append(index)
         return read_shard(manifest, index, *rest)
 
-    monkeypatch.setattr(loader_module, "read_shard", noted)
+    monkeypatch.setattr(loader_module, "read_shard", recorded_read)
     return reads
 
 
-def test_every_shard_is_read_by_one_process_a_pass(small_set: Path, reads: list[int]):
-    for passes in (1, 3):
+def test_every_shard_is_read_by_one_process_in_an_epoch(small_set: Path, reads: list[int]):
+    for epochs in (1, 3):
         reads.clear()
         for loader in loaders(small_set, 4):
             stream = loader.batches(0)
-            for _ in range(15 * passes):
+            for _ in range(15 * epochs):
                 next(stream)
-        assert Counter(reads) == dict.fromkeys(range(8), passes)
+        assert Counter(reads) == dict.fromkeys(range(8), epochs)
 
 
-def test_what_fits_the_cache_is_read_once(small_set: Path, reads: list[int]):
+def test_shards_that_fit_the_cache_are_read_once(small_set: Path, reads: list[int]):
     (loader,) = loaders(small_set, 1, cache_bytes=5 * 30 * 73)  # five of the eight decoded shards
     stream = loader.batches(0)
     for _ in range(15 * 4):
@@ -109,9 +111,9 @@ def test_what_fits_the_cache_is_read_once(small_set: Path, reads: list[int]):
     assert sorted(Counter(reads).values()) == [1] * 5 + [4] * 3
 
 
-def test_more_processes_than_shards_still_see_everything(tmp_path: Path):
+def test_more_processes_than_shards_read_everything(tmp_path: Path):
     write_shard_set(images_source(48), tmp_path, shards=2)
-    assert seen(tmp_path, 8, 0, 30) == seen(tmp_path, 1, 0, 30)
+    assert read_batches(tmp_path, 8, 0, 30) == read_batches(tmp_path, 1, 0, 30)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -129,18 +131,18 @@ def test_a_broken_shard_is_named_where_it_is_needed(tmp_path: Path, workers: int
 def test_batches_are_the_next_samples_of_every_lane(small_set: Path):
     manifest = load_manifest(str(small_set))
     order = Order(5, [s.samples for s in manifest.shards], LANES, BATCH)
-    blocks = [read_shard(manifest, i) for i in range(8)]
+    shards = [read_shard(manifest, i) for i in range(8)]
     expected = []
     for lane in range(LANES):
-        visit = next(order.visits(lane, 0))
-        expected += [blocks[visit.shard].images[i] for i in order.within(visit.place)[:2]]
+        span = next(order.spans(lane, 0))
+        expected += [shards[span.shard].images[i] for i in order.sample_order(span.place)[:2]]
     (loader,) = loaders(small_set, 1)
     assert torch.equal(next(loader.batches(0)).images, torch.stack([torch.from_numpy(i) for i in expected]))
 
 
 @pytest.fixture
 def damaged_set(tmp_path: Path, small_set: Path) -> Path:
-    """`small_set` with a shard missing, one cut short, and one that holds two samples that do not decode."""
+    """`small_set` with a missing shard, a truncated one, and one with two samples that cannot be decoded."""
     out = tmp_path / "damaged"
     shutil.copytree(small_set, out)
     (out / "000001.tar").unlink()
@@ -156,30 +158,31 @@ def damaged_set(tmp_path: Path, small_set: Path) -> Path:
     return out
 
 
-def test_others_take_the_place_of_what_is_broken_in_every_world(damaged_set: Path, capfd):
-    expected = seen(damaged_set, 1, 0, 45, skip=True)  # three passes
+def test_the_same_images_replace_broken_ones_for_every_number_of_processes(damaged_set: Path, capsys):
+    set_up_logging()
+    expected = read_batches(damaged_set, 1, 0, 45, skip=True)  # three epochs
     for world in (2, 4, 8):
-        assert seen(damaged_set, world, 0, 45, skip=True) == expected
-    assert seen(damaged_set, 1, 0, 45, skip=True, cache_bytes=10**9, workers=1) == expected
-    assert seen(damaged_set, 2, 17, 20, skip=True) == expected[17:37]
-    said = capfd.readouterr().err
-    for what in ("000001.tar: the shard is missing", "000004.tar", "000006.tar, 0"):
-        assert f"warning: skipped {damaged_set}/{what}" in said
+        assert read_batches(damaged_set, world, 0, 45, skip=True) == expected
+    assert read_batches(damaged_set, 1, 0, 45, skip=True, cache_bytes=10**9, workers=1) == expected
+    assert read_batches(damaged_set, 2, 17, 20, skip=True) == expected[17:37]
+    output = capsys.readouterr().err
+    for subject in ("000001.tar: the shard is missing", "000004.tar", "000006.tar, 0"):
+        assert f"warning: skipped {damaged_set}/{subject}" in output
 
 
-def test_what_took_a_place_is_counted(damaged_set: Path, small_set: Path):
+def test_substituted_images_are_marked(damaged_set: Path, small_set: Path):
     (loader,) = loaders(damaged_set, 1, skip=True)
     stream = loader.batches(0)
     batches = [next(stream) for _ in range(15)]
     substituted = sum(int(b.substituted.sum()) for b in batches)
     assert substituted == 30 + 30 + 2  # two shards of 30, and two samples
     numbers = [number_of(i) for b in batches for i, s in zip(b.images, b.substituted, strict=True) if not s]
-    assert len(set(numbers)) == len(numbers) == 240 - substituted  # the others are each seen once
-    (whole,) = loaders(small_set, 1, skip=True)
-    assert not next(whole.batches(0)).substituted.any()
+    assert len(set(numbers)) == len(numbers) == 240 - substituted  # each of the others occurs once
+    (intact,) = loaders(small_set, 1, skip=True)
+    assert not next(intact.batches(0)).substituted.any()
 
 
-def test_what_is_broken_ends_the_run_unless_it_is_to_be_skipped(damaged_set: Path):
+def test_a_broken_shard_or_image_ends_a_run_without_skip(damaged_set: Path):
     (loader,) = loaders(damaged_set, 1)
     with pytest.raises(DataError, match=r"00000[146]\.tar"):
         [None for _ in zip(range(15), loader.batches(0), strict=False)]
@@ -189,8 +192,8 @@ def test_an_unreachable_server_is_never_skipped(
     tmp_path: Path, small_set: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
-    far = dataclasses.replace(load_manifest(str(small_set)), location="http://127.0.0.1:9/set")
-    loader = Loader(far, Order(0, [30] * 8, 8, 16), range(8), skip=True)
+    remote = dataclasses.replace(load_manifest(str(small_set)), location="http://127.0.0.1:9/set")
+    loader = Loader(remote, Order(0, [30] * 8, 8, 16), range(8), skip=True)
     with pytest.raises(fetch.NetworkError, match=r"127\.0\.0\.1:9/set/00000\d\.tar"):
         next(loader.batches(0))
 
@@ -204,15 +207,14 @@ def test_an_unreachable_server_is_never_skipped(
     start=st.integers(0, 60),
     cache=st.sampled_from([0, 200, 10**6]),
 )
-def test_any_window_is_the_same_for_every_world_from_any_step(
+def test_any_window_is_the_same_for_every_number_of_processes_from_any_step(
     seed: int, sizes: list[int], lanes: int, share: int, start: int, cache: int
 ):
-    """What processes see together, in order, over seeds, shard sizes, lanes, worlds, stops and caches."""
     shards = [Shard(f"{i}", n, 0, "") for i, n in enumerate(sizes)]
-    manifest = Manifest("made", (1, 1, 2), [], shards)
+    manifest = Manifest("numbers", (1, 1, 2), [], shards)
     starts = np.cumsum([0, *sizes])
 
-    def block(manifest: Manifest, index: int, *rest: object) -> DecodedShard:
+    def numbered_shard(manifest: Manifest, index: int, *rest: object) -> DecodedShard:
         numbers = np.arange(starts[index], starts[index + 1])
         images = np.stack([numbers // 256, numbers % 256], 1).astype(np.uint8).reshape(-1, 1, 1, 2)
         return DecodedShard(
@@ -228,7 +230,7 @@ def test_any_window_is_the_same_for_every_world_from_any_step(
         return [[int(n) for s in streams for n in next(s).labels] for _ in range(count)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader_module, "read_shard", block)
-        through = window(1, 0, start + 8)[start:]
+        patch.setattr(loader_module, "read_shard", numbered_shard)
+        expected = window(1, 0, start + 8)[start:]
         for world in (1, 2, lanes):
-            assert window(world, start, 8) == through
+            assert window(world, start, 8) == expected

