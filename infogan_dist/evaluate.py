@@ -1,4 +1,4 @@
-"""Scores a trained model.
+"""Score a trained model.
 
     accelerate launch -m infogan_dist.evaluate runs/mnist                           all that the data allows
     accelerate launch -m infogan_dist.evaluate runs/mnist data=shards/mnist-test    with held-out images
@@ -8,47 +8,30 @@
 RUN is a run folder (its newest checkpoint, or that of step=) or a checkpoint folder. `data` is short for
 data.test, `scores` for scores.names; every other key=value overrides the run's config, as in training.
 
-    recovery         each category matched to a class on training images: accuracy, NMI, ARI on both splits
-    information      the lower bound of each code on fresh draws, in nats, with 95% intervals
-    control          rank correlation of continuous codes with slant and stroke width of drawn digits
-    fidelity         FID, KID, precision and recall of drawn images against real ones
-    disentanglement  MIG, SAP, DCI, FactorVAE, beta-VAE, modularity, where factors of variation are known
+    recovery         clustering accuracy, NMI and ARI of a categorical code on real images, of both splits
+    information      lower bound of each code on new latents, in nats, with 95% intervals
+    control          rank correlation of continuous codes with slant and stroke width of generated digits
+    fidelity         FID, KID, precision and recall of generated images against real ones
+    disentanglement  MIG, SAP, DCI, FactorVAE, beta-VAE, modularity, if factors of variation are known
 
-Writes RUN/scores.json (each number with its protocol) and the confusion matrix as a picture; on any number
-of processes, with the same result.
+Writes RUN/scores.json (each number with its protocol), and the confusion matrix as a picture. Any number of
+processes computes the same result.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-from PIL import Image
-from tqdm import tqdm
+from infogan_dist.config.load import CONFIG_FILE, load_config
+from infogan_dist.config.schema import SCORES
+from infogan_dist.console import exit_on_user_error, set_up_logging
+from infogan_dist.errors import ConfigError, DataError
+from infogan_dist.launcher import process_place
 
-from infogan_dist import __version__
-from infogan_dist.config.load import load_config
-from infogan_dist.config.schema import SCORES, Config
-from infogan_dist.console import exit_on_user_error
-from infogan_dist.data.shards import Manifest, load_manifest
-from infogan_dist.errors import ConfigError
-from infogan_dist.files import report_unwritable
-from infogan_dist.runtime import checkpoint
-from infogan_dist.runtime.distributed import Engine
-from infogan_dist.scores.evaluation import FILE, evaluate, save, table
-from infogan_dist.scores.scored_model import ScoredModel
-
-SHORT = {"data": "data.test", "scores": "scores.names"}
+SHORT_KEYS = {"data": "data.test", "scores": "scores.names"}
 
 
-def open_subject(found: checkpoint.Checkpoint, config: Config) -> ScoredModel:
-    """A checkpoint's model with the images that its config names. Raises `ConfigError`, `DataError`."""
-    train = load_manifest(config.data.shards)
-    test = None if config.data.test is None else load_manifest(config.data.test)
-    return ScoredModel(Engine(config), config, partial(checkpoint.load_network, found), train, test)
-
-
-def read_words(words: list[str]) -> tuple[list[str], int | None]:
-    """The overrides that `key=value` words mean, and the step. Raises `ConfigError`."""
+def parse_overrides(words: list[str]) -> tuple[list[str], int | None]:
+    """Parse `key=value` words into overrides of the run's config, and the step. Raises `ConfigError`."""
     overrides, step = [], None
     for word in words:
         key, equals, value = word.partition("=")
@@ -59,26 +42,29 @@ def read_words(words: list[str]) -> tuple[list[str], int | None]:
                 raise ConfigError(f"{word}: give a whole number")
             step = int(value)
         elif key == "scores":
-            overrides.append(f"{SHORT[key]}=[{value.strip('[]')}]")
+            overrides.append(f"{SHORT_KEYS[key]}=[{value.strip('[]')}]")
         else:
-            overrides.append(f"{SHORT.get(key, key)}={value}")
+            overrides.append(f"{SHORT_KEYS.get(key, key)}={value}")
     return overrides, step
 
 
-def _about(found: checkpoint.Checkpoint, subject: ScoredModel) -> dict:
-    def data(manifest: Manifest) -> dict:
-        return {
-            "name": manifest.name,
-            "images": manifest.samples,
-            "fingerprint": manifest.fingerprint(),
-        }
+def check_overrides(run: Path, overrides: list[str]) -> None:
+    """Refuse a missing folder, or overrides that do not fit the config in it.
 
-    return {
-        "step": found.step,
-        "version": __version__,
-        "trained_on": {"name": found.metadata["data"], "fingerprint": found.metadata["data_fingerprint"]},
-        "data": {split: data(manifest) for split, manifest in subject.manifests.items()},
-    }
+    The same is checked again for the checkpoint that is scored, but only after torch has been imported.
+
+    Args:
+        run: a run folder, or a checkpoint folder.
+        overrides: `key=value` overrides.
+
+    Raises:
+        ConfigError, DataError: with the override or the folder.
+    """
+    if not run.is_dir():
+        raise DataError(f"{run}: no such folder; name a run folder or a checkpoint folder")
+    config = run / CONFIG_FILE  # of a run and of a checkpoint alike
+    if config.is_file():
+        load_config(config, overrides)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,28 +76,22 @@ def main(argv: list[str] | None = None) -> None:
         "words", metavar="key=value", nargs="*", help=f"scores ({', '.join(SCORES)}), data, step, config keys"
     )
     parser.add_argument("--out", type=Path, help="the file to write [RUN/scores.json]")
+    parser.add_argument(
+        "--quiet", action="store_true", help="print warnings and errors only, and no progress"
+    )
     arguments = parser.parse_intermixed_args(argv)
+    set_up_logging(arguments.quiet)
     with exit_on_user_error():
-        overrides, step = read_words(arguments.words)
-        found = checkpoint.require(arguments.run, step)
-        config = load_config(found.path / checkpoint.CONFIG, overrides)
-        # Scores are in full precision, whatever the run was trained in and on.
-        config.train.precision = "fp64" if config.train.precision == "fp64" else "fp32"
-        subject = open_subject(found, config)
-        names = subject.scores.names or SCORES
-        bar = tqdm(total=len(names), unit="score", disable=not subject.engine.is_main, dynamic_ncols=True)
+        overrides, step = parse_overrides(arguments.words)
+        check_overrides(arguments.run, overrides)
+        # Imported only now, so that --help and a mistake on the command line are answered at once: torch and
+        # scikit-learn take seconds.
+        from infogan_dist.scores.evaluation import SCORES_FILE, evaluate_checkpoint
 
-        with bar:
-            scores = evaluate(subject, bar.set_postfix_str, bar.update)
-        if subject.engine.is_main:
-            out = arguments.out or arguments.run / FILE
-            save(out, scores, _about(found, subject))
-            for name, pixels in scores.pictures.items():
-                path = out.parent / f"{name.replace('/', '_')}.png"
-                with report_unwritable(path, "set --out to another place"):
-                    Image.fromarray(pixels).save(path)
-            print(f"{out}: step {found.step:,}\n{table(scores)}")
-        subject.engine.close()
+        out = arguments.out or arguments.run / SCORES_FILE
+        table = evaluate_checkpoint(arguments.run, overrides, step, out)
+    if process_place().is_first:
+        print(table)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from infogan_dist.config.load import load_config
+from infogan_dist.config.load import CONFIG_FILE, load_config
 from infogan_dist.config.schema import Config
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.latents import Latents, LatentSpec
@@ -108,7 +108,7 @@ def load_model(path: str | PathLike, step: int | None = None) -> TrainedModel:
         ConfigError, DataError: there is no such checkpoint, or it does not fit its config.
     """
     saved = checkpoint.require(Path(path), step)
-    config = load_config(saved.path / checkpoint.CONFIG)
+    config = load_config(saved.path / CONFIG_FILE)
     spec = LatentSpec(config.noise, config.codes)
     channels, height, width = saved.metadata["image_shape"]
     networks = build_networks(config.networks, spec, (channels, height, width), config.seed)

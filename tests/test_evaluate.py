@@ -1,6 +1,8 @@
-"""Scores by command line and during training, in real processes."""
+"""Scores on the command line and during training, in real processes."""
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -9,17 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from infogan_dist.data.sources import Source
 from infogan_dist.data.write import write_shard_set
 from infogan_dist.scores.disentanglement import disentanglement
 from infogan_dist.scores.distributed_map import serial_map
-from tests.conftest import Runner, images_source, line_of, read_metrics, same_weights, weights
+from infogan_dist.scores.representation import Representation
+from tests.conftest import ROOT, Runner, images_source, line_of, read_metrics, same_weights, weights
+from tests.scores.conftest import factor_values, write_factor_set
 
 NORMED = "networks.discriminator=[{kind: conv, out: 8, stride: 2, then: [batchnorm, lrelu]}]"
 
 
 class Projection(torch.nn.Module):
-    """Features for images of any content: fixed projections of the pixels."""
+    """Features of any images: fixed projections of the pixels."""
 
     def __init__(self):
         super().__init__()
@@ -34,29 +37,14 @@ class Projection(torch.nn.Module):
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("features") / "projection.pt"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of TorchScript
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, about TorchScript
         torch.jit.script(Projection()).save(str(path))
     return path
 
 
 @pytest.fixture(scope="module")
 def factor_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """240 images of known brightness and side, as class and as factors."""
-    out = tmp_path_factory.mktemp("factors")
-    noise = np.random.default_rng(0).integers(0, 30, (240, 1, 8, 8))
-
-    def read(i: int) -> tuple[np.ndarray, int]:
-        bright, side = factors_of(i)
-        image = noise[i].copy()
-        image[:, :, 4 * side : 4 * side + 4] += 40 * (bright + 1)
-        return image.astype(np.uint8), side
-
-    def factors_of(i: int) -> list[int]:
-        return [i % 4, i // 4 % 2]
-
-    source = Source("bars", 240, ["left", "right"], read, {"brightness": 4, "side": 2}, factors_of)
-    write_shard_set(source, out, shards=6)
-    return out
+    return write_factor_set(tmp_path_factory.mktemp("factors"))
 
 
 @pytest.fixture
@@ -66,23 +54,29 @@ def trained(run_module: Runner, tiny: Path, tmp_path: Path, factor_set: Path) ->
 
 
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def read_scores(run: Path) -> list[dict[str, float]]:
+    """Return the lines of a run's scores.jsonl."""
+    return [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
 
 
 def test_scores_are_the_same_on_one_two_and_three_processes(
     run_module: Runner, trained: Path, tmp_path: Path, factor_set: Path, features: Path
 ):
     words = [trained, f"data={factor_set}", f"scores.features={features}", "scores.images=700"]
-    found = []
+    results = []
     for processes in (1, 2, 3):
         out = tmp_path / f"{processes}.json"
         done = run_module("evaluate", *words, "--out", out, processes=processes)
-        found.append(json.loads(out.read_text()))
-        assert "accuracy_test_hungarian" in done.stdout
-    one = found[0]
+        results.append(json.loads(out.read_text()))
+        assert done.stdout.count("accuracy_test_hungarian ") == 1
+    one = results[0]
     assert one["left_out"] == {}
-    named = (
+    assert one["lower_is_better"] == ["fid", "kid", "fid_of_test_images"]
+    names = (
         "accuracy_test_hungarian_recalibrated",
         "bound_digit",
         "control_width_style.1",
@@ -90,42 +84,42 @@ def test_scores_are_the_same_on_one_two_and_three_processes(
         "kid",
         "mig",
     )
-    assert set(named) <= one["scores"].keys()
+    assert set(names) <= one["scores"].keys()
     assert all(np.isfinite(v) for v in one["scores"].values())
-    for other in found[1:]:
+    for other in results[1:]:
         assert other["scores"].keys() == one["scores"].keys()
         assert other["protocol"].keys() == one["protocol"].keys()
         for name, value in one["scores"].items():
-            # Each piece of images is computed alone; but threads differ, and with them the order of sums.
+            # Each chunk of images is computed by one process, but with another number of threads, and
+            # therefore in another order of summation.
             assert other["scores"][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
-def test_real_features_come_from_the_cache_the_second_time(
+def test_real_features_are_read_from_the_cache_the_second_time(
     run_module: Runner, trained: Path, tmp_path: Path, features: Path
 ):
     words = [trained, "scores=fidelity", f"scores.features={features}", "scores.images=100"]
     run_module("evaluate", *words, "--out", tmp_path / "first.json")
-    (kept,) = (tmp_path / "cache").rglob("features/*.safetensors")
-    stamp = kept.stat().st_mtime_ns
+    (cached,) = (tmp_path / "cache").rglob("features/*")
+    assert cached.suffix == ".safetensors"
+    stamp = cached.stat().st_mtime_ns
     run_module("evaluate", *words, "--out", tmp_path / "again.json", processes=2)
-    assert kept.stat().st_mtime_ns == stamp
+    assert cached.stat().st_mtime_ns == stamp
     first, again = (json.loads((tmp_path / f"{n}.json").read_text())["scores"] for n in ("first", "again"))
     assert again == pytest.approx(first, rel=1e-5)
     run_module("evaluate", *words, "scores.limit=100", "--out", tmp_path / "other.json")
-    assert (
-        len(list((tmp_path / "cache").rglob("features/*.safetensors"))) == 2
-    )  # other images, other features
+    # Other images have other features.
+    assert len(list((tmp_path / "cache").rglob("features/*.safetensors"))) == 2
 
 
-def test_a_known_factor_that_a_code_shows_is_found(factor_set: Path):
-    """The factors themselves, read as codes, are told apart perfectly by what evaluate computes with."""
-    numbers = np.arange(240)
-    known = np.stack([numbers % 4, numbers // 4 % 2], axis=1)
-    found = dict(disentanglement(known.astype(float), [False, False], known, 0, serial_map))
-    assert found["mig"] == pytest.approx(1.0)
+def test_the_factors_themselves_are_disentangled():
+    """As codes, the known factors of the shard set have the largest mutual information gap."""
+    values = np.array([factor_values(i) for i in range(240)])
+    codes = Representation(values.astype(float), [False, False], values)
+    assert dict(disentanglement(codes, 0, serial_map))["mig"] == pytest.approx(1.0)
 
 
-def test_scores_in_training_are_logged_for_sweeps_and_change_nothing(
+def test_scores_during_training_are_logged_and_change_nothing(
     run_module: Runner, tiny: Path, tmp_path: Path, factor_set: Path
 ):
     options = [tiny, NORMED, "train.precision=fp64", f"data.shards={factor_set}", f"data.test={factor_set}"]
@@ -136,15 +130,21 @@ def test_scores_in_training_are_logged_for_sweeps_and_change_nothing(
         words = ["train.evaluate_every=2", "checkpoint.best=score/nmi_test", f"run={scored}"]
         run_module("train", *options, *words, processes=processes)
     assert same_weights(weights(tmp_path / "plain", 5), weights(tmp_path / "scored1", 5))
-    lines = read_metrics(tmp_path / "scored1")
-    with_scores = [line for line in lines if "score/accuracy_test_hungarian" in line]
-    assert [line["step"] for line in with_scores] == [2, 4, 5]
-    assert [line for line in lines if line not in with_scores] == read_metrics(tmp_path / "plain")
-    about = json.loads((tmp_path / "scored1/checkpoints/step_00000005/run.json").read_text())
-    assert about["metrics"]["score/nmi_test"] == with_scores[-1]["score/nmi_test"]
+    assert read_metrics(tmp_path / "scored1") == read_metrics(tmp_path / "plain")
+    assert not (tmp_path / "plain/scores.jsonl").exists()
+    scores = read_scores(tmp_path / "scored1")
+    assert [line["step"] for line in scores] == [2, 4, 5]
+    assert all(
+        "score/accuracy_test_hungarian" in line
+        and all(name == "step" or name.startswith("score/") for name in line)
+        for line in scores
+    )
+    metadata = json.loads((tmp_path / "scored1/checkpoints/step_00000005/run.json").read_text())
+    assert metadata["metrics"]["score/nmi_test"] == scores[-1]["score/nmi_test"]
     assert (tmp_path / "scored1/pictures/step_00000005/score_confusion_test.png").exists()
-    # Networks whose batch norm is each process's own differ; but both processes have scored alike.
-    assert [line["step"] for line in read_metrics(tmp_path / "scored2") if "score/nmi_test" in line] == [
+    # Each process has batch norm of its own, so the weights are others; but both processes have the same
+    # scores.
+    assert [line["step"] for line in read_scores(tmp_path / "scored2") if "score/nmi_test" in line] == [
         2,
         4,
         5,
@@ -154,38 +154,77 @@ def test_scores_in_training_are_logged_for_sweeps_and_change_nothing(
 def test_the_confusion_matrix_is_a_picture(run_module: Runner, trained: Path):
     run_module("evaluate", trained, "scores=recovery")
     with Image.open(trained / "confusion_train.png") as picture:
-        assert picture.width == 3 * 44  # two classes and their head
+        assert picture.width == 3 * 44  # two classes and the names of the rows
         assert picture.height >= 2 * 26
     names = json.loads((trained / "scores.json").read_text())["scores"]
     assert "accuracy_train_hungarian" in names
-    assert not any("test" in name for name in names)  # no held-out images were named
+    assert not any("test" in name for name in names)  # without held-out images
+
+
+def test_a_quiet_evaluation_prints_its_result_only(run_module: Runner, trained: Path):
+    done = run_module("evaluate", trained, "scores=recovery", "--quiet")
+    assert done.stderr == ""
+    assert "accuracy_train_hungarian" in done.stdout
+    assert "1/1" in run_module("evaluate", trained, "scores=recovery").stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["scores=recoverr"], "recoverr"),
         (["scores=fidelity"], "scores.features=FILE"),
         (["scores=disentanglement", "data.shards={plain}"], "known factors"),
         (["data={tmp}/nowhere"], "no shard set there"),
         (["data={other}"], "images of [1, 4, 4]"),
-        (["step=7"], "no whole checkpoint of step 7"),
+        (["step=7"], "no complete checkpoint of step 7"),
         (["recovery"], "not key=value"),
         (["scores.imagess=3"], "did you mean scores.images"),
     ],
 )
-def test_what_cannot_be_scored_is_said_in_one_line(
-    run_module: Runner, trained: Path, small_set: Path, tmp_path: Path, words: list[str], said: str
+def test_an_impossible_evaluation_is_refused_in_one_line(
+    run_module: Runner, trained: Path, small_set: Path, tmp_path: Path, words: list[str], message: str
 ):
     write_shard_set(images_source(16, (1, 4, 4)), tmp_path / "other", shards=1)
     places = {"tmp": tmp_path, "other": tmp_path / "other", "plain": small_set}
     done = run_module("evaluate", trained, *(w.format(**places) for w in words), status=2)
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
-    assert said in lines[0]
+    assert message in lines[0]
     assert "Traceback" not in done.stderr
     assert not (trained / "scores.json").exists()
 
 
-def test_a_run_that_is_none_is_refused(run_module: Runner, tmp_path: Path):
-    assert "no whole checkpoint there" in line_of(run_module("evaluate", tmp_path, status=2))
+def test_a_folder_without_a_run_is_refused(run_module: Runner, tmp_path: Path):
+    assert "no complete checkpoint there" in line_of(run_module("evaluate", tmp_path, status=2))
+    assert "no such folder" in line_of(run_module("evaluate", tmp_path / "none", status=2))
+
+
+HEAVY = ("torch", "scipy", "sklearn", "wandb")
+CHECK = f"""
+import sys
+from infogan_dist.evaluate import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    assert not any(name in sys.modules for name in {HEAVY}), "imported too early"
+    sys.exit(end.code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--help"], 0),
+        (["{run}", "recovery"], 2),
+        (["{run}", "step=x"], 2),
+        (["{run}", "scores.imagess=3"], 2),
+    ],
+)
+def test_help_and_mistakes_are_answered_without_importing_torch(
+    tmp_path: Path, words: list[str], status: int
+):
+    (tmp_path / "config.yaml").write_text((ROOT / "configs" / "quickstart.yaml").read_text())
+    arguments = [word.format(run=tmp_path) for word in words]
+    done = subprocess.run([sys.executable, "-c", CHECK, *arguments], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert "imported too early" not in done.stderr

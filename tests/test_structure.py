@@ -29,8 +29,9 @@ MODULES = {
     "training": ("loop", "run", "monitor", "step", "state", "schedule"),
     "preflight": ("examine", "run", "data", "disk", "machine", "communication", "config", "finding"),
     "scores": (
-        "seed_runs", "card", "evaluation", "factors", "disentanglement", "fidelity", "control", "information",
-        "recovery", "scored_model", "features", "distributed_map",
+        "seed_runs", "card", "evaluation", "factors", "fidelity", "control", "information", "recovery",
+        "scored_model", "code_reader", "features", "score", "disentanglement", "interventions", "representation",
+        "distributed_map",
     ),
     "runtime": ("run_folder", "tracking", "checkpoint", "pictures", "metrics", "distributed"),
     "model": ("losses", "networks", "latents", "codes"),

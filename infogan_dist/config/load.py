@@ -23,6 +23,7 @@ from infogan_dist.errors import ConfigError
 from infogan_dist.files import write_text
 
 PACKAGE = Path(__file__).parents[1]
+CONFIG_FILE = "config.yaml"  # name of a resolved config in a run folder and in a checkpoint
 Flat = dict[str, Any]  # {"train.steps": 20000, ...}, the form of overrides; lists stay lists
 
 

@@ -25,11 +25,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from infogan_dist.config.load import save_config
+from infogan_dist.config.load import CONFIG_FILE, save_config
 from infogan_dist.config.schema import CheckpointConfig, Config
 from infogan_dist.errors import ConfigError, DataError
 
-INDEX, METADATA, OPTIMIZERS, CONFIG = "files.json", "run.json", "optimizers.pt", "config.yaml"
+INDEX, METADATA, OPTIMIZERS = "files.json", "run.json", "optimizers.pt"
 FOLDER, PREFIX = "checkpoints", "step_"
 
 
@@ -79,7 +79,7 @@ def save(
         state = io.BytesIO()  # torch.save hides the cause of a disk error when it writes a file itself
         torch.save(optimizers, state)
         (part / OPTIMIZERS).write_bytes(state.getvalue())
-        save_config(config, part / CONFIG)
+        save_config(config, part / CONFIG_FILE)
         (part / METADATA).write_text(json.dumps(metadata, indent=1))
         (part / INDEX).write_text(json.dumps({p.name: _digest(p) for p in sorted(part.iterdir())}, indent=1))
         for file in part.iterdir():

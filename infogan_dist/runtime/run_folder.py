@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from infogan_dist.config.load import load_config, resume_conflicts, save_config
+from infogan_dist.config.load import CONFIG_FILE, load_config, resume_conflicts, save_config
 from infogan_dist.config.schema import Config
 from infogan_dist.data.fetch import redact_url
 from infogan_dist.data.shards import Manifest
@@ -83,7 +83,7 @@ class RunFolder:
         newest = checkpoint.find(self.path)
         if newest is None:
             return None
-        changed = resume_conflicts(load_config(newest.path / checkpoint.CONFIG), config)
+        changed = resume_conflicts(load_config(newest.path / CONFIG_FILE), config)
         if newest.metadata["data_fingerprint"] != manifest.fingerprint():
             location = redact_url(config.data.shards)
             changed.append(f"data.shards: {newest.metadata['data']} -> other images in {location}")
@@ -99,7 +99,7 @@ class RunFolder:
         for partial in (self.path / checkpoint.FOLDER).glob(".*.part"):
             shutil.rmtree(partial, ignore_errors=True)
         with report_unwritable(self.path, tracking.RESTART):
-            save_config(config, self.path / checkpoint.CONFIG)
+            save_config(config, self.path / CONFIG_FILE)
             tracking.truncate_logs(self.path, step)
 
     def save(

@@ -1,1 +1,1 @@
-"""What a trained model is worth."""
+"""Scores of a trained model: code recovery, information, control, fidelity and disentanglement."""

@@ -1,4 +1,4 @@
-"""A scorecard: one setting's scores over seeds, their mean, distributed_map and worst."""
+"""A scorecard: the mean, standard deviation and worst value of one setting's scores over several seeds."""
 
 import json
 import platform
@@ -9,41 +9,47 @@ from typing import Any
 import torch
 
 from infogan_dist import __version__
-from infogan_dist.config.compare import differences, flatten
+from infogan_dist.config.load import differences, flatten
 from infogan_dist.config.schema import Config, Effect
 from infogan_dist.errors import DataError
 from infogan_dist.runtime.distributed import cores
-from infogan_dist.scores.evaluation import words, worse
+from infogan_dist.scores.evaluation import format_protocol
 
-# What tells nothing of the result, and of the machine too much.
+# Beginnings of the config keys that records do not contain: they do not determine the result, or describe one
+# machine only.
 PRIVATE = ("run", "seed", "tracking.", "data.shards", "data.test", "data.disk_cache", "scores.features")
+# The scores of which lower values are better, for records of version 0.1.0, which do not list them.
+LOWER_IS_BETTER = ("fid", "kid", "fid_of_test_images")
 
-Record = dict[str, Any]  # one seed's scores, as in its file
+Record = dict[str, Any]  # the scores of one seed, as in its file
+Card = dict[str, Any]  # the scorecard, as in its file
 
 
-def record(config: Config, scores: dict[str, Any], seconds: float) -> Record:
-    """What is kept of one seed.
+def seed_record(config: Config, scores: dict[str, Any], seconds: float) -> Record:
+    """Return the record of one seed.
 
     Args:
+        config: the run's config.
         scores: the content of its scores.json.
-        seconds: that it was trained for, over all its starts.
+        seconds: duration of the training, over all its starts.
     """
     return {
         "seed": config.seed,
-        "config": public(config),
+        "config": public_config(config),
         "machine": machine(),
         "training_seconds": round(seconds, 1),
         **scores,
     }
 
 
-def public(config: Config) -> dict[str, Any]:
-    """The config as `{"train.steps": ...}`, without what says where files lie."""
-    return {k: v for k, v in flatten(config).items() if not k.startswith(PRIVATE)}
+def public_config(config: Config) -> dict[str, Any]:
+    """Return the config as `{"train.steps": ...}`, as it is in a record, without the `PRIVATE` keys."""
+    public = {k: v for k, v in flatten(config).items() if not k.startswith(PRIVATE)}
+    return json.loads(json.dumps(public))
 
 
 def machine() -> dict[str, Any]:
-    """On what: processor, cores, GPUs, and the versions that decide speed and rounding."""
+    """Return the processor, its cores, the GPUs, and the versions that determine speed and rounding."""
     return {
         "processor": platform.machine(),
         "cores": cores(),
@@ -54,27 +60,57 @@ def machine() -> dict[str, Any]:
     }
 
 
-def differing(kept: Record, config: Config) -> list[str]:
-    """What a kept record's config differs in, as `key: old -> new`; empty: it is this setting's."""
-    compared = {Effect.TRAINING, Effect.LENGTH, Effect.SCORES}
-    return differences(kept["config"], json.loads(json.dumps(public(config))), compared)
+def config_differences(record: Record, config: Config, effects: set[Effect]) -> list[str]:
+    """Return the differences between a record's config and a config.
+
+    Args:
+        record: a stored record.
+        config: the config to compare it with.
+        effects: only keys with one of these effects are compared.
+
+    Returns:
+        One line `key: old -> new` per difference.
+    """
+    return differences(record["config"], public_config(config), effects)
 
 
-def card(name: str, records: list[Record]) -> dict[str, Any]:
-    """The scorecard of a setting, from its seeds' records.
+def read_record(path: Path) -> Record | None:
+    """Return a stored record, or None where there is none. Raises `DataError` for a file without a record."""
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record["scores"], dict) or not isinstance(record["config"], dict):
+            raise ValueError("scores or config are missing")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not a seed's scores ({error}); remove it to score that seed again"
+        ) from None
+    if "lower_is_better" not in record:
+        record["lower_is_better"] = [name for name in record["scores"] if name in LOWER_IS_BETTER]
+    return record
+
+
+def scorecard(name: str, records: list[Record]) -> Card:
+    """Return the scorecard of a setting.
+
+    Args:
+        name: of the setting.
+        records: those of its seeds, at least one.
 
     Returns:
         `seeds`, and `scores` by name with `mean`, `std` (of a sample; null for one seed), `worst` and
-        `per_seed` in the order of `seeds`; then what they are scores of, and on what.
+        `per_seed` in the order of `seeds`; then what was scored, how and on which machine.
     """
     first = records[0]
+    lower_is_better = first["lower_is_better"]
     scores = {}
     for score in first["scores"]:
         values = [r["scores"][score] for r in records if score in r["scores"]]
         scores[score] = {
             "mean": statistics.fmean(values),
             "std": statistics.stdev(values) if len(values) > 1 else None,
-            "worst": worse(score)(values),
+            "worst": max(values) if score in lower_is_better else min(values),
             "per_seed": values,
         }
     seconds = [r["training_seconds"] for r in records]
@@ -83,6 +119,7 @@ def card(name: str, records: list[Record]) -> dict[str, Any]:
         "seeds": [r["seed"] for r in records],
         "steps": first["step"],
         "scores": scores,
+        "lower_is_better": lower_is_better,
         "protocol": first["protocol"],
         "left_out": first["left_out"],
         "data": first["data"],
@@ -93,38 +130,28 @@ def card(name: str, records: list[Record]) -> dict[str, Any]:
     }
 
 
-def markdown(made: dict[str, Any]) -> str:
-    """The scorecard as a page: each score's mean, distributed_map, worst and protocol."""
-    seeds, machine_of = made["seeds"], made["machine"]
-    gpus = ", ".join(machine_of["gpus"]) or "no GPU"
-    hours = made["wall_time"]["training_seconds"] / 3600 / len(seeds)
+def format_markdown(card: Card) -> str:
+    """Return the scorecard as a page: mean, standard deviation, worst value and protocol of each score."""
+    seeds, machine_info = card["seeds"], card["machine"]
+    gpus = ", ".join(machine_info["gpus"]) or "no GPU"
+    hours = card["wall_time"]["training_seconds"] / 3600 / len(seeds)
     lines = [
-        f"# {made['name']}",
+        f"# {card['name']}",
         "",
-        f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), {made['steps']:,} steps each, "
-        f"{hours:.1f} h of training a seed on {machine_of['cores']} cores, {gpus}; "
-        f"infogan_dist {made['version']}, torch {machine_of['torch']}.",
+        f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), {card['steps']:,} steps each, "
+        f"{hours:.1f} h of training a seed on {machine_info['cores']} cores, {gpus}; "
+        f"infogan_dist {card['version']}, torch {machine_info['torch']}.",
         "",
         "| score | mean | std | worst | by seed | how |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, of in made["scores"].items():
-        std = "" if of["std"] is None else f"{of['std']:.4f}"
-        each = " ".join(f"{v:.4f}" for v in of["per_seed"])
-        how = words({k: v for k, v in made["protocol"][name].items() if k != "interval_95"})
-        lines.append(f"| {name} | {of['mean']:.4f} | {std} | {of['worst']:.4f} | {each} | {how} |")
-    lines += [f"\nNot computed: {name}, which {reason}." for name, reason in made["left_out"].items()]
+    for name, score in card["scores"].items():
+        std = "" if score["std"] is None else f"{score['std']:.4f}"
+        values = " ".join(f"{v:.4f}" for v in score["per_seed"])
+        protocol = {k: v for k, v in card["protocol"][name].items() if k != "interval_95"}
+        lines.append(
+            f"| {name} | {score['mean']:.4f} | {std} | {score['worst']:.4f} | {values} "
+            f"| {format_protocol(protocol)} |"
+        )
+    lines += [f"\nNot computed: {name}, which {reason}." for name, reason in card["left_out"].items()]
     return "\n".join(lines) + "\n"
-
-
-def load(path: Path) -> Record | None:
-    """A kept record, or None where there is none. Raises `DataError` where the file is not one."""
-    if not path.is_file():
-        return None
-    try:
-        kept = json.loads(path.read_text())
-        if not isinstance(kept["scores"], dict) or not isinstance(kept["config"], dict):
-            raise ValueError("scores or config are missing")
-        return kept
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a seed's scores ({error}); remove it to score that seed anew") from None

@@ -1,7 +1,7 @@
-"""Control: how much of a continuous code shows in a measured property of the digits that are drawn.
+"""Control: how strongly a continuous code determines a measured property of the generated digits.
 
-The paper reads off its pictures that "c2 captures rotation" and "c3 the width" (Chen et al. 2016, figure 2).
-Here both are measured on each drawn digit, and correlated with the code.
+The paper infers from its pictures that "c2 captures rotation" and "c3 the width" (Chen et al. 2016, figure
+2). Here both properties are measured on each generated digit, and correlated with the code.
 """
 
 import math
@@ -15,18 +15,21 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from infogan_dist.model.codes import CategoricalCode, ContinuousCode
-from infogan_dist.scores.scored_model import NotMeasurable, Score, ScoredModel
+from infogan_dist.scores.score import Score, ScoreUnavailableError
+from infogan_dist.scores.scored_model import ScoredModel
 
-FINE = 4  # strokes are measured on images enlarged so many times: they are 2 to 4 pixels wide
+SCALE = 4  # strokes are 2 to 4 pixels wide, so images are enlarged by this factor to measure them
+MIN_GROUP = 3  # images of a category, for a rank correlation
 
 
 def slants(ink: Tensor) -> np.ndarray:
-    """Each image's slant in degrees, float64 [N], from its second moments: above 0 where it leans right.
+    """Return each image's slant in degrees, float64 [N], positive where it leans to the right.
+
+    It is the angle of the shear mu_11 / mu_02 (second moments) that makes the digit upright; 0 for an image
+    without ink, or with ink in one row only.
 
     Args:
-        ink: [N, H, W] in [0, 1]; the shear mu_11 / mu_02 that sets a digit upright gives the angle. An image
-            without ink, or all in one row, has none: 0.
+        ink: [N, H, W] in [0, 1].
     """
     ink = ink.double()
     y = torch.arange(ink.shape[1], dtype=torch.float64)[:, None]
@@ -35,87 +38,98 @@ def slants(ink: Tensor) -> np.ndarray:
     dy = y - (ink * y).sum((1, 2))[:, None, None] / total[:, None, None]
     dx = x - (ink * x).sum((1, 2))[:, None, None] / total[:, None, None]
     mixed, vertical = (ink * dx * dy).sum((1, 2)), (ink * dy * dy).sum((1, 2))
-    shear = torch.where(vertical > 1e-9, -mixed / vertical.clamp_min(1e-9), 0.0)  # rows count downwards
+    # The sign is changed because rows are counted downwards.
+    shear = torch.where(vertical > 1e-9, -mixed / vertical.clamp_min(1e-9), 0.0)
     return torch.rad2deg(torch.atan(shear)).numpy()
 
 
 def stroke_widths(ink: Tensor) -> np.ndarray:
-    """Each image's mean stroke width in pixels, float64 [N].
+    """Return each image's mean stroke width in pixels, float64 [N]; 0 for an image without a stroke.
 
-    A point of a stroke of width w is on average w / 4 away from its nearer edge; the two ends of a stroke of
-    length L make that w / 4 - w^2 / (12 L), so that short strokes seem a little thin.
+    The mean distance of the points of a stroke of width w to the nearer edge is w / 4. At both ends of a
+    stroke of length L the distance is smaller, w / 4 - w^2 / (12 L) in all, so that short strokes are
+    measured a little too thin.
 
     Args:
-        ink: [N, H, W] in [0, 1]; what is above half of an image's brightest is stroke.
+        ink: [N, H, W] in [0, 1]; pixels above half of an image's maximum belong to the stroke.
     """
-    fine = interpolate(ink[:, None].float(), scale_factor=FINE, mode="bilinear")[:, 0].numpy()
-    widths = np.zeros(len(fine))
-    for i, image in enumerate(fine):
+    enlarged = interpolate(ink[:, None].float(), scale_factor=SCALE, mode="bilinear")[:, 0].numpy()
+    widths = np.zeros(len(enlarged))
+    for i, image in enumerate(enlarged):
         stroke = image > image.max() / 2
         if stroke.any() and not stroke.all():
             distance = distance_transform_edt(stroke)
             assert isinstance(distance, np.ndarray)
-            # From the middle of a pixel to that of the nearest one outside: half a pixel beyond the edge.
-            widths[i] = 4 * (distance[stroke].mean() - 0.5) / FINE
+            # The distance is to the centre of the nearest outer pixel, half a pixel beyond the edge.
+            widths[i] = 4 * (distance[stroke].mean() - 0.5) / SCALE
     return widths
 
 
 PROPERTIES = {"slant": slants, "width": stroke_widths}
 
 
-def control(subject: ScoredModel) -> Iterator[Score]:
-    """Rank correlations between each continuous variable and each property of drawn digits.
+def control(model: ScoredModel) -> Iterator[Score]:
+    """Compute the rank correlation of each continuous variable with each property of the generated digits.
 
-    Yields `control_PROPERTY_VARIABLE`, the mean over categories of |Spearman's rho| among digits of one
-    category (the sign is free; the signed values are in the protocol), and `control_slant_and_width`, the
-    mean of the two under the best choice of one variable for slant and another for width.
+    Yields:
+        `control_PROPERTY_VARIABLE`, in [0, 1]: the mean over categories of |Spearman's rho| among the digits
+        of one category (the direction of a code is arbitrary; the protocol has the signed values). Then
+        `control_slant_and_width`: the mean of the two correlations under the best choice of one variable for
+        slant and another one for width.
+
+    Raises:
+        ScoreUnavailableError: there is no continuous code, or the images have several channels.
     """
-    variables = subject.variables(ContinuousCode)
+    variables = model.continuous_variables()
     if not variables:
-        raise NotMeasurable("needs a continuous code")
-    if subject.manifests["train"].image_shape[0] != 1:
-        raise NotMeasurable("needs grey images, strokes on a dark ground")
+        raise ScoreUnavailableError("needs a continuous code")
+    channels = model.manifests["train"].image_shape[0]
+    if channels != 1:
+        raise ScoreUnavailableError(
+            f"needs grey images with bright strokes on a dark background, but these have {channels} channels"
+        )
 
     def measure(i: int) -> np.ndarray:
-        ink = ((subject.fakes(i)[:, 0] + 1) / 2).cpu()
-        return np.stack([of(ink) for of in PROPERTIES.values()], axis=1)
+        ink = ((model.generated_chunk(i)[:, 0] + 1) / 2).cpu()
+        return np.stack([measure_property(ink) for measure_property in PROPERTIES.values()], axis=1)
 
-    measured = subject.per_image(subject.fake_sizes, len(PROPERTIES), measure)
-    codes = {name: values.numpy() for name, values in subject.fake_values.items()}
-    groups = _groups(subject, codes)
-    about = {
-        "samples": len(measured),
+    properties = model.per_image(model.generated_sizes, len(PROPERTIES), measure)
+    codes = {name: values.numpy() for name, values in model.generated_codes.items()}
+    groups = _groups(model, codes)
+    protocol = {
+        "samples": len(properties),
         "images": "drawn afresh from the prior",
-        "generator": subject.which_generator,
+        "generator": model.generator_weights,
         "statistic": "mean over categories of |Spearman's rho|",
     }
-    strength = np.zeros((len(PROPERTIES), len(variables)))
-    for k, prop in enumerate(PROPERTIES):
-        for j, (name, i, variable) in enumerate(variables):
-            rho = {g: _rho(codes[name][rows, i], measured[rows, k]) for g, rows in groups.items()}
-            strength[k, j] = np.mean([abs(r) for r in rho.values()])
-            yield Score(f"control_{prop}_{variable}", float(strength[k, j]), {**about, "rho": rho})
+    strengths = np.zeros((len(PROPERTIES), len(variables)))
+    for k, name in enumerate(PROPERTIES):
+        for j, variable in enumerate(variables):
+            values = codes[variable.code][:, variable.index]
+            rho = {group: _rho(values[rows], properties[rows, k]) for group, rows in groups.items()}
+            strengths[k, j] = np.mean([abs(r) for r in rho.values()])
+            yield Score(f"control_{name}_{variable.name}", float(strengths[k, j]), {**protocol, "rho": rho})
     if len(variables) >= len(PROPERTIES):
-        rows, columns = linear_sum_assignment(strength, maximize=True)
-        chosen = {list(PROPERTIES)[r]: variables[c][2] for r, c in zip(rows, columns, strict=True)}
-        value = float(strength[rows, columns].mean())
-        yield Score("control_slant_and_width", value, {**about, "variables": chosen})
+        rows, columns = linear_sum_assignment(strengths, maximize=True)
+        choice = {list(PROPERTIES)[r]: variables[c].name for r, c in zip(rows, columns, strict=True)}
+        value = float(strengths[rows, columns].mean())
+        yield Score("control_slant_and_width", value, {**protocol, "variables": choice})
 
 
-def _groups(subject: ScoredModel, codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The drawn images [N] of each category of each categorical variable; all, where there is none."""
+def _groups(model: ScoredModel, codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return masks [N] of the images of each category of each categorical variable, else of all images."""
     groups = {
-        f"{variable}={category}": codes[name][:, i] == category
-        for name, i, variable in subject.variables(CategoricalCode)
-        for category in range(len(subject.spec.codes[name].traversal(0)))
+        f"{variable.name}={category}": codes[variable.code][:, variable.index] == category
+        for variable in model.categorical_variables()
+        for category in range(model.spec.codes[variable.code].categories or 0)
     }
-    groups = {g: rows for g, rows in groups.items() if rows.sum() > 2}
-    return groups or {"all": np.ones(subject.scores.images, bool)}
+    groups = {name: rows for name, rows in groups.items() if rows.sum() >= MIN_GROUP}
+    return groups or {"all": np.ones(model.config.scores.images, bool)}
 
 
-def _rho(code: np.ndarray, measured: np.ndarray) -> float:
-    """Spearman's rank correlation; 0 where a property does not vary at all."""
-    if np.ptp(measured) == 0:
+def _rho(code: np.ndarray, values: np.ndarray) -> float:
+    """Return Spearman's rank correlation; 0 where the property does not vary."""
+    if np.ptp(values) == 0:
         return 0.0
-    rho = float(spearmanr(code, measured).statistic)  # type: ignore[attr-defined]
+    rho = float(spearmanr(code, values).statistic)  # type: ignore[attr-defined]
     return 0.0 if math.isnan(rho) else rho

@@ -1,45 +1,53 @@
-"""All scores of a model, computed side by side, as a table and as scores.json.
+"""Computing the scores of a model, and writing them to scores.json.
 
-A score is a function of a `ScoredModel` that yields `Score`s (and pictures), and a line in `EVALUATORS`.
+A score is a function that maps a `ScoredModel` to `Score`s and `Picture`s, and an entry of `SCORES`.
 """
 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from infogan_dist.config.schema import SCORES
+from infogan_dist import __version__
+from infogan_dist.config.load import CONFIG_FILE, load_config
+from infogan_dist.console import progress
+from infogan_dist.data.shards import load_manifest
 from infogan_dist.files import report_unwritable, write_text
+from infogan_dist.runtime import checkpoint
+from infogan_dist.runtime.distributed import Engine
+from infogan_dist.runtime.pictures import save_picture
 from infogan_dist.scores.control import control
 from infogan_dist.scores.factors import factors
 from infogan_dist.scores.fidelity import fidelity
 from infogan_dist.scores.information import information
 from infogan_dist.scores.recovery import recovery
-from infogan_dist.scores.scored_model import NotMeasurable, Picture, Score, ScoredModel
+from infogan_dist.scores.score import Picture, Score, ScoreUnavailableError
+from infogan_dist.scores.scored_model import ScoredModel
 
-EVALUATORS: dict[str, Callable[[ScoredModel], Iterator[Score | Picture]]] = {
+# The function of each of `scores.names`; `config.schema.SCORES` has the same names.
+SCORES: dict[str, Callable[[ScoredModel], Iterator[Score | Picture]]] = {
     "recovery": recovery,
     "information": information,
     "control": control,
     "fidelity": fidelity,
     "disentanglement": factors,
 }
-assert tuple(EVALUATORS) == SCORES
-LOWER_IS_BETTER = ("fid", "kid")  # names of scores begin so; of all others more is better
-FILE = "scores.json"
+SCORES_FILE = "scores.json"
+REMEDY = "set --out to another place"  # where a file cannot be written
 
 
 @dataclass
 class Scores:
-    """What a model is worth.
+    """The scores of a model.
 
     Attributes:
-        scores: in the order of computing.
+        scores: in the order of computation.
         pictures: uint8 [height, width, 3] by name.
-        left_out: why a score was not computed, by the evaluator's name.
+        left_out: the reason why a score is unavailable, by its name in `SCORES`.
     """
 
     scores: list[Score] = field(default_factory=list)
@@ -47,78 +55,139 @@ class Scores:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
-        """The numbers by name."""
+        """Return the numbers by name."""
         return {score.name: score.value for score in self.scores}
 
+    def lower_is_better(self) -> list[str]:
+        """Return the names of the scores of which lower values are better."""
+        return [score.name for score in self.scores if not score.higher_is_better]
 
-def evaluate(
-    subject: ScoredModel,
-    begun: Callable[[str], Any] = lambda name: None,
-    done: Callable[[], Any] = lambda: None,
-) -> Scores:
-    """Computes the scores that the config names. To be called by all processes; all get the same.
+
+def evaluate(model: ScoredModel, show_progress: bool = False) -> Scores:
+    """Compute the scores that the config names, or all that the data allows. To be called by all processes.
 
     Args:
-        begun: told each evaluator's name before it starts.
-        done: called when it has ended.
+        model: the model with its images.
+        show_progress: show progress on stderr.
+
+    Returns:
+        The scores, the same on all processes.
 
     Raises:
-        NotMeasurable: a score that was asked for by name needs what is not there.
-        ConfigError, DataError: the images are not what they should be.
+        ScoreUnavailableError: a score that the config names is unavailable.
+        ConfigError, DataError: the images cannot be read, or do not fit.
     """
-    found = Scores()
-    for name in subject.scores.names or EVALUATORS:
-        begun(name)
-        try:
-            for item in EVALUATORS[name](subject):
-                if isinstance(item, Picture):
-                    found.pictures[item.name] = item.pixels
-                else:
-                    found.scores.append(item)
-        except NotMeasurable as reason:
-            if subject.scores.names:
-                raise NotMeasurable(f"scores={name}: {reason}") from None
-            found.left_out[name] = str(reason)
-        done()
-    return found
+    requested = model.config.scores.names
+    names, result = requested or list(SCORES), Scores()
+    with progress(len(names), "score", disable=not (show_progress and model.engine.is_main)) as bar:
+        for name in names:
+            bar.set_postfix_str(name)
+            try:
+                for item in SCORES[name](model):
+                    if isinstance(item, Picture):
+                        result.pictures[item.name] = item.pixels
+                    else:
+                        result.scores.append(item)
+            except ScoreUnavailableError as reason:
+                if requested:
+                    raise ScoreUnavailableError(
+                        f"scores.names: {name} {reason}; provide it, or remove {name}"
+                    ) from None
+                result.left_out[name] = str(reason)
+            bar.update()
+    return result
 
 
-def worse(name: str) -> Callable[..., float]:
-    """`min` or `max`, whichever picks the worse value of a score."""
-    return max if name.rpartition("/")[2].startswith(LOWER_IS_BETTER) else min
+def evaluate_checkpoint(run: Path, overrides: list[str], step: int | None, out: Path) -> str:
+    """Score a checkpoint, and write the scores and their pictures. To be called by all processes.
+
+    Args:
+        run: a run folder, or a checkpoint folder.
+        overrides: `key=value` overrides of the run's config.
+        step: a saved step of a run folder; None for the newest.
+        out: the file of the scores; pictures are written to its folder.
+
+    Returns:
+        The scores with their protocols, as text for the user.
+
+    Raises:
+        ConfigError, DataError: the checkpoint or the images are missing, a requested score is unavailable, or
+            `out` cannot be written.
+    """
+    saved = checkpoint.require(run, step)
+    config = load_config(saved.path / CONFIG_FILE, overrides)
+    # Scores are computed in full precision, whatever precision and device the run was trained with.
+    config.train.precision = "fp64" if config.train.precision == "fp64" else "fp32"
+    train = load_manifest(config.data.shards)
+    test = None if config.data.test is None else load_manifest(config.data.test)
+    engine = Engine(config)
+    model = ScoredModel(engine, config, partial(checkpoint.load_network, saved), train, test)
+    result = evaluate(model, show_progress=True)
+    if engine.is_main:
+        write_scores(out, result, _origin(saved, model))
+        for name, pixels in result.pictures.items():
+            path = out.parent / f"{name.replace('/', '_')}.png"
+            with report_unwritable(path, REMEDY):
+                save_picture(pixels, path)
+    engine.close()
+    return f"{out}: step {saved.step:,}\n{format_table(result)}"
 
 
-def table(found: Scores) -> str:
-    """The scores, one a line, each with its protocol."""
-    rows = [(s.name, f"{s.value:.4f}", words(s.protocol)) for s in found.scores]
-    wide = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
-    lines = [f"  {name:{wide[0]}}  {value:>{wide[1]}}  {words}" for name, value, words in rows]
-    lines += [f"  not computed: {name}: it {reason}" for name, reason in found.left_out.items()]
+def write_scores(path: Path, result: Scores, origin: dict[str, Any]) -> None:
+    """Write scores.json.
+
+    Args:
+        path: the file; its folder is created where it is missing.
+        result: the scores.
+        origin: what was scored; comes first in the file.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    content = {
+        **origin,
+        "scores": result.values(),
+        "lower_is_better": result.lower_is_better(),
+        "protocol": {score.name: score.protocol for score in result.scores},
+        "left_out": result.left_out,
+    }
+    with report_unwritable(path, REMEDY):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def format_table(result: Scores) -> str:
+    """Return the scores with their protocols as text, one per line."""
+    rows = [(s.name, f"{s.value:.4f}", format_protocol(s.protocol)) for s in result.scores]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    lines = [f"  {name:{widths[0]}}  {value:>{widths[1]}}  {protocol}" for name, value, protocol in rows]
+    lines += [f"  not computed: {name}, which {reason}" for name, reason in result.left_out.items()]
     return "\n".join(lines)
 
 
-def words(protocol: dict[str, Any]) -> str:
-    """A protocol in a line; tables within it are left to the file."""
+def format_protocol(protocol: dict[str, Any]) -> str:
+    """Return a protocol as one line, without its tables."""
 
     def text(value: Any) -> str:
         if isinstance(value, list):
             return " to ".join(map(text, value))
-        return (
-            f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-        )
+        if isinstance(value, float):
+            return f"{value:.4f}"
+        return f"{value:,}" if isinstance(value, int) else value
 
     return "; ".join(
         f"{k.replace('_', ' ')}: {text(v)}" for k, v in protocol.items() if not isinstance(v, dict)
     )
 
 
-def save(path: Path, found: Scores, about: dict[str, Any]) -> None:
-    """Writes scores.json, whole or not at all: `about`, the numbers by name, and each one's protocol."""
-    tree = {
-        **about,
-        "scores": found.values(),
-        "protocol": {score.name: score.protocol for score in found.scores},
-        "left_out": found.left_out,
+def _origin(saved: checkpoint.Checkpoint, model: ScoredModel) -> dict[str, Any]:
+    """Return what was scored, for scores.json: the step, the package's version, and the images."""
+    return {
+        "step": saved.step,
+        "version": __version__,
+        "trained_on": {"name": saved.metadata["data"], "fingerprint": saved.metadata["data_fingerprint"]},
+        "data": {
+            split: {"name": m.name, "images": m.samples, "fingerprint": m.fingerprint()}
+            for split, m in model.manifests.items()
+        },
     }
-    with report_unwritable(path, "set --out to another place"):
-        write_text(path, json.dumps(tree, indent=1) + "\n")

@@ -1,47 +1,48 @@
-"""Disentanglement of the codes that Q reads from images whose factors of variation are known."""
+"""Disentanglement of the codes that Q infers from images whose factors of variation are known."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 
 from infogan_dist.scores.disentanglement import disentanglement
-from infogan_dist.scores.scored_model import NotMeasurable, Score, ScoredModel
+from infogan_dist.scores.representation import Representation
+from infogan_dist.scores.score import Score, ScoreUnavailableError
+from infogan_dist.scores.scored_model import ScoredModel
 
 
-def factors(subject: ScoredModel) -> Iterator[Score]:
-    """Every score of `disentanglement`, on the training images and their known factors.
+def factors(model: ScoredModel) -> Iterator[Score]:
+    """Compute every score of `disentanglement` on the training images, for each reader.
 
-    A code variable is one column: of a categorical one the likeliest category, of the others the posterior's
-    mean.
+    A code variable is one column, the point estimate of its posterior: the most likely category, or the mean.
+
+    Yields:
+        The scores by the names of `disentanglement`, and each again with `_recalibrated` where the networks
+        have batch norm.
+
+    Raises:
+        ScoreUnavailableError: the images have fewer than two known factors.
     """
-    manifest = subject.manifests["train"]
+    manifest = model.manifests["train"]
     if len(manifest.factors) < 2:
-        raise NotMeasurable(f"needs two known factors of variation or more, which {manifest.name} lacks")
-    data = subject.images["train"]
-    known = subject.per_image(data.sizes, len(manifest.factors), lambda i: data.read(i).factors)
-    distributed_map, seed = subject.engine.distributed_map, subject.config.seed
-    for reader in subject.real_readers():
-        posteriors = subject.real_codes(reader, "train")
-        codes = torch.cat([_values(p) for p in posteriors.values()], dim=1).numpy()
-        discrete = [
-            code.categories is not None for code in subject.spec.codes.values() for _ in range(code.variables)
-        ]
-        about = {
+        raise ScoreUnavailableError(
+            f"needs at least two known factors of variation, but {manifest.name} has {len(manifest.factors)}"
+        )
+    dataset = model.datasets["train"]
+    values = model.per_image(dataset.sizes, len(manifest.factors), lambda i: dataset.read(i).factors)
+    discrete = [
+        code.categories is not None for code in model.spec.codes.values() for _ in range(code.variables)
+    ]
+    for reader in model.real_readers():
+        posteriors = model.real_posteriors(reader, "train")
+        estimates = [code.point_estimate(posteriors[name]) for name, code in model.spec.codes.items()]
+        codes = torch.cat([estimate.double() for estimate in estimates], dim=1).numpy()
+        protocol = {
             "samples": len(codes),
             "split": "train",
-            "batch_norm": reader.treatment,
+            "batch_norm": reader.batch_norm,
             "factors": ", ".join(manifest.factors),
         }
-        for name, value in disentanglement(codes, discrete, known.astype(np.int64), seed, distributed_map):
-            yield Score(name + reader.suffix, value, about)
-
-
-def _values(posterior: Distribution) -> Tensor:
-    """What Q reads of each variable, float64 [N, V]."""
-    if isinstance(posterior, Categorical):
-        return posterior.logits.argmax(-1).double()
-    assert isinstance(posterior, (Bernoulli, Normal))
-    return posterior.mean.double()
+        representation = Representation(codes, discrete, values.astype(np.int64))
+        for name, value in disentanglement(representation, model.config.seed, model.engine.distributed_map):
+            yield Score(name + reader.suffix, value, protocol)

@@ -1,6 +1,7 @@
-"""Information: the lower bound of what images tell of the codes they were drawn from, on fresh draws.
+"""Information: the lower bound of the mutual information of codes and images.
 
-L_I(G, Q) = H(c) + E[log Q(c|x)] (Chen et al. 2016, arXiv 1606.03657, eq. 5), in nats.
+L_I(G, Q) = H(c) + E[log Q(c|x)] (Chen et al. 2016, arXiv 1606.03657, eq. 5), in nats, on latents other than
+those of training.
 """
 
 import math
@@ -8,43 +9,47 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from infogan_dist.scores.scored_model import Score, ScoredModel
+from infogan_dist.scores.score import Score
+from infogan_dist.scores.scored_model import ScoredModel
 
-NORMAL_95 = 1.96  # standard errors to either side of a mean
+NORMAL_95 = 1.96  # standard errors on either side of a mean
 
 
-def information(subject: ScoredModel) -> Iterator[Score]:
-    """`bound_CODE` and `gain_CODE`, with 95% intervals, for each way to read drawn images.
+def information(model: ScoredModel) -> Iterator[Score]:
+    """Compute the lower bound and the gain of each code, with 95% intervals, for each reader.
 
-    The bound is of all of a code's variables together: of a discrete code at most H(c), of a continuous one a
-    density's, without upper limit. The gain is the bound less that of the best posterior of the same family
-    which ignores the image; 0 means that the images show nothing.
+    The bound is that of all variables of a code together. That of a discrete code is at most H(c); that of a
+    continuous code contains a density and has no upper limit. The gain is the bound minus the bound of the
+    best posterior of the same family that ignores the image; 0 means that the images carry no information on
+    the code.
+
+    Yields:
+        `bound_CODE` and `gain_CODE`, in nats, and each again with `_recalibrated` where the networks have
+        batch norm.
     """
-    spec = subject.spec
-    for reader in subject.fake_readers():
-        posteriors = subject.fake_codes(reader)
-        for name, code in spec.codes.items():
-            values = subject.fake_values[name]
-            logs = posteriors[name].log_prob(values).sum(1).numpy()
-            bound = code.variables * code.entropy + logs
+    for reader in model.generated_readers():
+        posteriors = model.generated_posteriors(reader)
+        for name, code in model.spec.codes.items():
+            values = model.generated_codes[name]
+            log_likelihoods = posteriors[name].log_prob(values).sum(1).numpy()
+            bounds = code.variables * code.entropy + log_likelihoods
             marginal_bound = code.variables * code.marginal_bound
-            about = {
+            protocol = {
                 "samples": len(values),
                 "images": "drawn afresh from the prior",
-                "generator": subject.which_generator,
-                "batch_norm": reader.treatment,
+                "generator": model.generator_weights,
+                "batch_norm": reader.batch_norm,
                 "entropy": code.variables * code.entropy,
             }
-            for kind, shift in (("bound", 0.0), ("gain", marginal_bound)):
-                value, interval = _mean(bound - shift)
-                name_of = f"{kind}_{name}{reader.suffix}"
-                yield Score(
-                    name_of, value, {**about, "interval_95": interval, "marginal_bound": marginal_bound}
-                )
+            for kind, baseline in (("bound", 0.0), ("gain", marginal_bound)):
+                value, interval = _mean(bounds - baseline)
+                # In score files the marginal bound has the name `uninformed`, which must not change.
+                details = {**protocol, "interval_95": interval, "uninformed": marginal_bound}
+                yield Score(f"{kind}_{name}{reader.suffix}", value, details)
 
 
 def _mean(values: np.ndarray) -> tuple[float, list[float]]:
-    """A mean and its normal 95% interval."""
+    """Return the mean and its normal 95% interval."""
     mean = float(values.mean())
     error = NORMAL_95 * float(values.std(ddof=1)) / math.sqrt(len(values))
     return mean, [mean - error, mean + error]

@@ -3,22 +3,47 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from torch import nn
 
 from infogan_dist.config.load import read_config
 from infogan_dist.data.shards import load_manifest
+from infogan_dist.data.sources import Source
+from infogan_dist.data.write import write_shard_set
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_networks
 from infogan_dist.runtime.distributed import Engine
 from infogan_dist.scores.scored_model import ScoredModel
 from tests.conftest import TINY
 
+FACTORS = {"brightness": 4, "side": 2}
+
+
+def factor_values(i: int) -> list[int]:
+    """Return the factors of image `i` of `write_factor_set`."""
+    return [i % 4, i // 4 % 2]
+
+
+def write_factor_set(out: Path) -> Path:
+    """Write 240 images of known brightness and side, which is also the class; return the folder."""
+    noise = np.random.default_rng(0).integers(0, 30, (240, 1, 8, 8))
+
+    def read(i: int) -> tuple[np.ndarray, int]:
+        brightness, side = factor_values(i)
+        image = noise[i].copy()
+        image[:, :, 4 * side : 4 * side + 4] += 40 * (brightness + 1)
+        return image.astype(np.uint8), side
+
+    source = Source("bars", 240, ["left", "right"], read, FACTORS, factor_values)
+    write_shard_set(source, out, shards=6)
+    return out
+
 
 @pytest.fixture
-def make_subject(tmp_path: Path, small_set: Path) -> Iterator[Callable[..., ScoredModel]]:
-    """Makes a subject with fresh networks, from overrides of the small config."""
+def make_model(tmp_path: Path, small_set: Path) -> Iterator[Callable[..., ScoredModel]]:
+    """Return a function that creates a model with new networks from overrides of the small config."""
     (tmp_path / "scored.yaml").write_text(TINY)
 
     def make(*overrides: str, train: Path = small_set, test: Path | None = None) -> ScoredModel:

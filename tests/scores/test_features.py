@@ -1,3 +1,5 @@
+"""The networks whose features fidelity compares."""
+
 import gzip
 import hashlib
 import json
@@ -25,75 +27,77 @@ GREY, COLOUR = (1, 28, 28), (3, 8, 8)
 
 
 def digit_accuracy(images: np.ndarray, labels: np.ndarray) -> float:
-    """Of the shipped network: its last layer on the features that scores see."""
+    """Return the accuracy of the package's network: of its last layer, on the features of `load_features`."""
     features = load_features(None, GREY, CPU)
     with safe_open(DIGITS, "pt") as file:
         weight, bias = file.get_tensor("logits.weight"), file.get_tensor("logits.bias")
-    guesses = [(features(part) @ weight.T + bias).argmax(1) for part in torch.from_numpy(images).split(1000)]
-    return float((torch.cat(guesses).numpy() == labels).mean())
+    predictions = [
+        (features(part) @ weight.T + bias).argmax(1) for part in torch.from_numpy(images).split(1000)
+    ]
+    return float((torch.cat(predictions).numpy() == labels).mean())
 
 
-def test_the_shipped_network_knows_digits(digits: Path):
+def test_the_package_network_classifies_digits(digits: Path):
     manifest = load_manifest(str(digits))
-    blocks = [read_shard(manifest, i) for i in range(len(manifest.shards))]
-    images, labels = (np.concatenate([getattr(b, n) for b in blocks]) for n in ("images", "labels"))
+    shards = [read_shard(manifest, i) for i in range(len(manifest.shards))]
+    images, labels = (np.concatenate([getattr(s, n) for s in shards]) for n in ("images", "labels"))
     assert digit_accuracy(images, labels) > 0.99
 
 
-def test_the_shipped_network_is_as_accurate_as_its_file_says():
+def test_the_package_network_has_the_accuracy_of_its_metadata():
     folder = os.environ.get("INFOGAN_MNIST_DIR")
     if folder is None:
         pytest.skip("INFOGAN_MNIST_DIR names no folder of the four MNIST files")
     source = mnist(Path(folder), "test")
     images, labels = zip(*(source.read(i) for i in range(source.count)), strict=True)
-    about = load_features(None, GREY, CPU).about
-    assert (about["train_images"], about["test_images"]) == (60_000, source.count)
-    # One image of 10,000 may fall otherwise by rounding on another processor.
-    assert digit_accuracy(np.stack(images), np.array(labels)) == pytest.approx(about["accuracy"], abs=1e-4)
+    metadata = load_features(None, GREY, CPU).metadata
+    assert (metadata["train_images"], metadata["test_images"]) == (60_000, source.count)
+    # On another processor, rounding may change the class of one image of 10,000.
+    assert digit_accuracy(np.stack(images), np.array(labels)) == pytest.approx(metadata["accuracy"], abs=1e-4)
 
 
-def test_the_shipped_network_is_small_and_says_how_it_was_made():
+def test_the_package_network_is_small_and_has_metadata_on_its_training():
     features = load_features(None, GREY, CPU)
     assert DIGITS.stat().st_size < 1e6
-    assert features.about.keys() == {
+    assert features.metadata.keys() == {
         "data", "accuracy", "train_images", "test_images", "seed", "script_version"
     }  # fmt: skip
-    assert features.about["accuracy"] >= 0.992
+    assert features.metadata["accuracy"] >= 0.992
     assert (features.name, features.width) == ("mnist_features", FeatureNet.width)
     assert features.fingerprint == hashlib.sha256(DIGITS.read_bytes()).hexdigest()
 
 
-def test_an_image_has_the_same_features_in_bytes_and_in_reals():
+def test_an_image_has_the_same_features_as_uint8_and_as_float():
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, *GREY), np.uint8))
     features = load_features(None, GREY, CPU)
-    found = features(pixels)
-    assert (found.shape, found.dtype, found.requires_grad) == ((40, 64), torch.float32, False)
-    for kind in (torch.float32, torch.float64):
-        reals = pixels.to(kind) / 127.5 - 1
-        assert torch.equal(features(reals), found)
-        # What no file can hold is rounded to what it can: less than half a step, or beyond the ends.
-        assert torch.equal(features(torch.where(reals.abs() == 1, reals * 2, reals + 0.003)), found)
+    expected = features(pixels)
+    assert (expected.shape, expected.dtype, expected.requires_grad) == ((40, 64), torch.float32, False)
+    for dtype in (torch.float32, torch.float64):
+        floats = pixels.to(dtype) / 127.5 - 1
+        assert torch.equal(features(floats), expected)
+        # Values between those of uint8 are rounded to the nearest one, and values outside are clamped.
+        assert torch.equal(features(torch.where(floats.abs() == 1, floats * 2, floats + 0.003)), expected)
 
 
-def test_features_are_the_layer_under_the_logits_and_depend_on_their_image_alone():
+def test_features_are_the_last_hidden_layer_and_depend_on_their_image_only():
     network = FeatureNet().eval()
     images = torch.linspace(-1, 1, 5 * 784).reshape(5, *GREY)
-    found = network.features(images)
-    assert found.min() >= 0
-    assert torch.equal(network.logits(found), network(images))
-    # Another batch size may take another way through the same sums.
-    torch.testing.assert_close(network.features(images[2:3]), found[2:3], rtol=1e-4, atol=1e-6)
+    features = network.features(images)
+    assert features.min() >= 0
+    assert torch.equal(network.logits(features), network(images))
+    # Another batch size may have another order of summation.
+    torch.testing.assert_close(network.features(images[2:3]), features[2:3], rtol=1e-4, atol=1e-6)
 
 
 class Means(nn.Module):
-    """The mean of each channel, laid out [N, 3, 1, 1]."""
+    """Returns the mean of each channel, [N, 3, 1, 1]."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.float().mean([2, 3], keepdim=True)
 
 
 class Inception(nn.Module):
-    """As the StyleGAN authors' file: class probabilities, or features where they are asked for."""
+    """Returns class probabilities, or features on request, like the StyleGAN authors' file."""
 
     def forward(self, images: Tensor, return_features: bool = False) -> Tensor:
         assert images.dtype == torch.uint8
@@ -114,7 +118,7 @@ class Infinite(nn.Module):
 
 
 class Big(nn.Module):
-    """Takes images of 16x16 alone."""
+    """Accepts images of 16x16 only."""
 
     def __init__(self):
         super().__init__()
@@ -126,7 +130,7 @@ class Big(nn.Module):
 
 @pytest.fixture
 def scripted(tmp_path: Path) -> Callable[[nn.Module], Path]:
-    """Writes a network as a TorchScript file."""
+    """Return a function that writes a network as a TorchScript file."""
 
     def write(network: nn.Module) -> Path:
         path = tmp_path / "network.pt"
@@ -138,18 +142,18 @@ def scripted(tmp_path: Path) -> Callable[[nn.Module], Path]:
 
 
 @pytest.mark.parametrize(("network", "width"), [(Means(), 3), (Inception(), 6)])
-def test_a_torchscript_network_gives_features(scripted: Callable, network: nn.Module, width: int):
+def test_a_torchscript_network_computes_features(scripted: Callable, network: nn.Module, width: int):
     path = scripted(network)
     features = load_features(str(path), COLOUR, CPU)
-    assert (features.name, features.width, features.about) == ("network", width, {})
+    assert (features.name, features.width, features.metadata) == ("network", width, {})
     assert features.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
     pixels = torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).reshape(2, *COLOUR)
-    wanted = pixels.float().mean([2, 3]).repeat(1, width // 3)
-    assert torch.equal(features(pixels), wanted)
-    assert torch.equal(features(pixels / 127.5 - 1), wanted)
+    expected = pixels.float().mean([2, 3]).repeat(1, width // 3)
+    assert torch.equal(features(pixels), expected)
+    assert torch.equal(features(pixels / 127.5 - 1), expected)
 
 
-def test_a_torchscript_network_sees_grey_images_in_three_channels(scripted: Callable):
+def test_a_torchscript_network_gets_grey_images_in_three_channels(scripted: Callable):
     features = load_features(str(scripted(Means())), (1, 8, 8), CPU)
     assert torch.equal(features(torch.full((2, 1, 8, 8), 7, dtype=torch.uint8)), torch.full((2, 3), 7.0))
 
@@ -163,25 +167,27 @@ def refusal(choice: Path | None, shape: tuple[int, int, int] = COLOUR) -> str:
     return text
 
 
-def test_the_shipped_network_refuses_what_are_no_digits():
+def test_the_package_network_refuses_images_that_are_not_digits():
     assert "[3, 8, 8]" in refusal(None)
     assert "scores.features=FILE" in refusal(None, (1, 32, 32))
 
 
-def test_a_network_that_does_not_suit_is_refused(scripted: Callable):
+def test_a_network_that_does_not_fit_is_refused(scripted: Callable):
     assert "fails on images uint8 [2, 3, 8, 8]" in refusal(scripted(Big()))
-    assert "makes [1, 1] of 2 images" in refusal(scripted(Scalar()))
+    assert "returns [1, 1] for 2 images" in refusal(scripted(Scalar()))
     assert "not finite" in refusal(scripted(Infinite()))
 
 
 class Evil:
-    """Leaves a file behind if anybody unpickles it."""
+    """Creates a file when it is unpickled."""
 
     def __reduce__(self):
         return (Path.touch, (Path("unpickled"),))
 
 
-def test_what_is_no_torchscript_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_is_not_torchscript_is_refused_and_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     assert "no such file" in refusal(tmp_path / "missing.pt")
     assert "no such file" in refusal(tmp_path)
@@ -199,13 +205,13 @@ def test_what_is_no_torchscript_is_refused_and_not_run(tmp_path: Path, monkeypat
 
 
 def write_idx(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-    """Digits as the site of MNIST offers them."""
+    """Write digits in MNIST's file format."""
     for name, array in zip(MNIST_FILES[split], (images[:, 0], labels.astype(np.uint8)), strict=True):
-        head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-        (folder / name).write_bytes(gzip.compress(head + array.tobytes(), 1))
+        header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        (folder / name).write_bytes(gzip.compress(header + array.tobytes(), 1))
 
 
-def test_the_script_trains_the_network_and_gives_the_same_bytes_again(
+def test_the_training_script_is_reproducible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     pytest.importorskip("mlxtend")
@@ -220,11 +226,12 @@ def test_the_script_trains_the_network_and_gives_the_same_bytes_again(
         runpy.run_path(str(ROOT / "scripts" / "train_feature_net.py"), run_name="__main__")
     assert outs[0].read_bytes() == outs[1].read_bytes()
     with safe_open(outs[0], "pt") as file:
-        about = json.loads(file.metadata()["about"])
-    assert (about["train_images"], about["test_images"]) == (250, 250)
-    # 20 steps on 250 images: far above the .1 of chance, far below what the whole set gives.
-    assert 0.4 < about["accuracy"] < 0.98
-    assert f"two.safetensors: {outs[1].stat().st_size:,} bytes, accuracy {about['accuracy']:.2%}" in (
+        metadata = json.loads(next(iter(file.metadata().values())))
+    assert (metadata["train_images"], metadata["test_images"]) == (250, 250)
+    # After 20 steps on 250 images the accuracy is far above chance, .1, and far below that of the complete
+    # set.
+    assert 0.4 < metadata["accuracy"] < 0.98
+    assert f"two.safetensors: {outs[1].stat().st_size:,} bytes, accuracy {metadata['accuracy']:.2%}" in (
         capsys.readouterr().out
     )
     assert not list(tmp_path.glob(".*.part"))

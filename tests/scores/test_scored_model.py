@@ -1,4 +1,4 @@
-"""The model that is scored: its bound on fresh draws, its batch norm, its images."""
+"""The model that is scored: its lower bound on new latents, its batch norm, its images."""
 
 import math
 
@@ -19,26 +19,26 @@ NORMED = (
 )
 
 
-def test_a_finite_pass_gives_each_image_once(tmp_path):
+def test_a_finite_dataset_has_each_image_once(tmp_path):
     write_shard_set(images_source(1300), tmp_path, shards=2)
     manifest = load_manifest(str(tmp_path))
-    for kept in (0, 2**30):
-        data = FiniteDataset(manifest, Store(), cache_bytes=kept)
+    for cache_bytes in (0, 2**30):
+        data = FiniteDataset(manifest, Store(), cache_bytes=cache_bytes)
         assert data.sizes == [CHUNK_SIZE, 150, CHUNK_SIZE, 150]
-        pieces = [data.read(i) for i in (3, 0, 2, 1)]
-        numbers = [number_of(image) for piece in pieces for image in piece.images]
+        chunks = [data.read(i) for i in (3, 0, 2, 1)]
+        numbers = [number_of(image) for chunk in chunks for image in chunk.images]
         assert sorted(numbers) == list(range(1300))
         assert all(
             n % 2 == label
-            for p in pieces
-            for n, label in zip(map(number_of, p.images), p.labels, strict=True)
+            for chunk in chunks
+            for n, label in zip(map(number_of, chunk.images), chunk.labels, strict=True)
         )
 
 
 @pytest.mark.parametrize(
     ("limit", "sizes"), [(1, [1]), (500, [500]), (649, [500, 149]), (652, [500, 150, 2])]
 )
-def test_a_limit_takes_the_set_s_start(tmp_path, limit: int, sizes: list[int]):
+def test_a_limit_takes_the_first_images(tmp_path, limit: int, sizes: list[int]):
     write_shard_set(images_source(1300), tmp_path, shards=2)
     manifest = load_manifest(str(tmp_path))
     data = FiniteDataset(manifest, Store(), limit=limit)
@@ -46,62 +46,75 @@ def test_a_limit_takes_the_set_s_start(tmp_path, limit: int, sizes: list[int]):
     assert np.array_equal(data.read(0).images, read_shard(manifest, 0).images[: sizes[0]])
 
 
-def test_a_blind_posterior_s_bound_is_the_uninformed_one(make_subject):
-    subject = make_subject("scores.images=4000", "codes.coin.kind=bernoulli")
-    torch.nn.init.zeros_(subject.running.recognition.output.weight)
-    torch.nn.init.zeros_(subject.running.recognition.output.bias)
-    found = {s.name: s for s in information(subject)}
-    assert found["bound_digit"].value == pytest.approx(0.0, abs=1e-12)
-    assert found["bound_coin"].value == pytest.approx(0.0, abs=1e-12)
-    # N(0, 1) for U(-1, 1): ln 2 - ln(2 pi) / 2 - E[c^2] / 2, of two variables
+def test_a_posterior_that_ignores_the_image_has_the_marginal_bound(make_model):
+    model = make_model("scores.images=4000", "codes.coin.kind=bernoulli")
+    torch.nn.init.zeros_(model.trained_reader.recognition.output.weight)
+    torch.nn.init.zeros_(model.trained_reader.recognition.output.bias)
+    scores = {s.name: s for s in information(model)}
+    assert scores["bound_digit"].value == pytest.approx(0.0, abs=1e-12)
+    assert scores["bound_coin"].value == pytest.approx(0.0, abs=1e-12)
+    # The bound of N(0, 1) as the posterior of U(-1, 1) is ln 2 - ln(2 pi) / 2 - E[c^2] / 2, for two
+    # variables.
     expected = 2 * (math.log(2) - 0.5 * math.log(2 * math.pi) - 1 / 6)
-    low, high = found["bound_style"].protocol["interval_95"]
+    low, high = scores["bound_style"].protocol["interval_95"]
     assert low < expected < high
-    # Var(c^2 / 2) is 1 / 45 for U(-1, 1): the interval's half width follows.
+    # The half width of the interval follows from Var(c^2 / 2) = 1 / 45 for U(-1, 1).
     assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(2 / 45 / 4000), rel=0.05)
 
 
-def test_scores_are_of_the_averaged_generator_unless_asked(make_subject):
-    assert make_subject().scores.ema
-    protocol = next(information(make_subject("scores.ema=false"))).protocol
+def test_the_averaged_generator_is_scored_by_default(make_model):
+    assert next(information(make_model())).protocol["generator"] == "averaged"
+    protocol = next(information(make_model("scores.ema=false"))).protocol
     assert protocol["generator"] == "last"
 
 
-def test_recalibrated_statistics_are_those_of_the_images(make_subject, tmp_path):
-    """On a single piece they normalise it as training would, but for n / (n - 1) in the variance."""
+def test_recalibrated_statistics_are_those_of_the_images(make_model, tmp_path):
+    """They normalise a single chunk as in training, except for the factor n / (n - 1) of the variance."""
     write_shard_set(images_source(240), tmp_path / "one", shards=1)
-    subject = make_subject(*NORMED, train=tmp_path / "one")
-    running, recalibrated = subject.real_readers()
-    images = subject.reals("train", 0)
+    model = make_model(*NORMED, train=tmp_path / "one")
+    trained, recalibrated = model.real_readers()
+    images = model.real_chunk("train", 0)
     assert len(images) == 240
-    for network in (running.discriminator, running.recognition):
+    for network in (trained.discriminator, trained.recognition):
         network.train()
-    trained = running.parameters(images)
-    read = recalibrated.parameters(images)
-    scale = trained.abs().max()
-    assert float((read - trained).abs().max() / scale) < 5 / 240
-    assert float((read - trained).abs().max() / scale) > 1e-6
+    expected = trained.posterior_params(images)
+    difference = (recalibrated.posterior_params(images) - expected).abs().max() / expected.abs().max()
+    assert 1e-6 < float(difference) < 5 / 240
 
 
-def test_recalibration_leaves_the_model_as_it_was(make_subject):
-    subject = make_subject(*NORMED)
-    before = [
-        b.clone() for n in (subject.running.discriminator, subject.running.recognition) for b in n.buffers()
-    ]
-    subject.real_readers()
-    subject.fake_readers()
-    after = [b for n in (subject.running.discriminator, subject.running.recognition) for b in n.buffers()]
+def test_recalibration_does_not_change_the_model(make_model):
+    model = make_model(*NORMED)
+    networks = (model.trained_reader.discriminator, model.trained_reader.recognition)
+    before = [b.clone() for network in networks for b in network.buffers()]
+    model.real_readers()
+    model.generated_readers()
+    after = [b for network in networks for b in network.buffers()]
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
-def test_without_batch_norm_there_is_nothing_to_recalibrate(make_subject):
-    assert [reader.suffix for reader in make_subject().real_readers()] == [""]
+def test_without_batch_norm_there_is_one_reader(make_model):
+    assert [reader.suffix for reader in make_model().real_readers()] == [""]
 
 
-def test_fresh_draws_are_not_those_of_training(make_subject):
-    subject = make_subject("scores.images=700")
-    assert subject.fake_sizes == [500, 200]
-    fresh = torch.cat([subject.latents(i).vector for i in range(2)])
-    trained = subject.spec.sample(subject.config.seed, "latents", 0, 700).vector
-    assert not torch.equal(fresh, trained)
-    assert len(torch.unique(fresh[:, 0])) == 700
+def test_latents_are_not_those_of_training(make_model):
+    model = make_model("scores.images=700")
+    assert model.generated_sizes == [500, 200]
+    latents = torch.cat([model.latents(i).vector for i in range(2)])
+    trained = model.spec.sample(model.config.seed, "latents", 0, 700).vector
+    assert not torch.equal(latents, trained)
+    assert len(torch.unique(latents[:, 0])) == 700
+
+
+def test_generated_chunks_are_cached_up_to_the_limit(make_model):
+    """A chunk of 500 images of 8x8 in float32 has 128,000 bytes, so 8 of them fit into 1 MiB."""
+    model = make_model("scores.images=5000", "data.cache_mib=1")
+    chunks = [model.generated_chunk(i) for i in range(10)]
+    again = [model.generated_chunk(i) for i in range(10)]
+    assert [a is b for a, b in zip(chunks, again, strict=True)] == [True] * 8 + [False] * 2
+    assert all(torch.equal(a, b) for a, b in zip(chunks, again, strict=True))
+
+
+def test_variables_are_listed_by_kind(make_model):
+    model = make_model("codes.coin.kind=bernoulli", "codes.digit.count=2")
+    assert model.categorical_variables() == [("digit", 0, "digit.0"), ("digit", 1, "digit.1")]
+    assert model.continuous_variables() == [("style", 0, "style.0"), ("style", 1, "style.1")]
