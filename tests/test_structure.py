@@ -30,13 +30,14 @@ MODULES = {
     "preflight": ("examine", "run", "data", "disk", "machine", "communication", "config", "finding"),
     "scores": (
         "seed_runs", "card", "evaluation", "factors", "fidelity", "control", "information", "recovery",
-        "scored_model", "code_reader", "features", "score", "disentanglement", "interventions", "representation",
-        "distributed_map",
+        "scored_model", "code_reader", "features", "score", "disentanglement", "interventions",
+        "representation", "distributed_map",
     ),
     "runtime": ("run_folder", "tracking", "checkpoint", "pictures", "metrics", "distributed"),
     "model": ("losses", "networks", "latents", "codes"),
     "data": (
-        "write", "sources", "finite", "loader", "order", "shards", "images", "fetch", "transport", "s3", "cache", "urls",
+        "write", "sources", "finite", "loader", "order", "shards", "images", "fetch", "transport", "s3",
+        "cache", "urls",
     ),
     "config": ("load", "help", "validate", "batch_share", "schema", "fields"),
 }  # fmt: skip
