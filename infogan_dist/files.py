@@ -41,3 +41,12 @@ def report_unwritable(path: Path, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); {remedy}") from None
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -53,3 +53,20 @@ def test_random_numbers_are_philox_s_and_so_the_same_on_every_machine():
     table = uniforms(5, "shards/2", 1, 2, 4)
     assert table.flatten().tolist() == [((w >> 11) + 0.5) * 2.0**-53 for w in words[4:]]
     assert torch_seed(5, "shards/2") == key[0] >> 1
+
+
+def test_uniforms_are_below_one_for_every_word(monkeypatch: pytest.MonkeyPatch):
+    class Largest:
+        def __init__(self, key: object):
+            pass
+
+        def advance(self, count: int) -> None:
+            pass
+
+        def random_raw(self, count: int) -> np.ndarray:
+            return np.full(count, 2**64 - 1, np.uint64)
+
+    monkeypatch.setattr(np.random, "Philox", Largest)
+    table = uniforms(0, "p", 0, 1, 4)
+    assert (table < 1).all()
+    assert (table > 1 - 1e-15).all()

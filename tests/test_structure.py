@@ -33,7 +33,7 @@ MODULES = {
         "scored_model", "code_reader", "features", "score", "disentanglement", "interventions",
         "representation", "distributed_map",
     ),
-    "runtime": ("run_folder", "tracking", "checkpoint", "pictures", "metrics", "distributed"),
+    "runtime": ("run_folder", "tracking", "checkpoint", "pictures", "metrics", "distributed", "device", "batch_norm"),
     "model": ("losses", "networks", "latents", "codes"),
     "data": (
         "write", "sources", "finite", "loader", "order", "shards", "images", "fetch", "transport", "s3",

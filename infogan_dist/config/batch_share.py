@@ -1,33 +1,66 @@
 """How a global batch is divided into lanes, processes and micro-batches: the only place that decides it.
 
-A step draws B = `train.batch_size` latents and reads R = `config.real_batch` real images (R = B, or B / 2
-where D learns from half batches). Both global batches have one order, which does not depend on the number of
-processes. Process r of w owns the lanes [rL/w, (r+1)L/w), the real images [rR/w, (r+1)R/w), which are those
-lanes', and the latents [rB/w, (r+1)B/w). Real image i and latent i of a global batch are therefore on one
-process, at the same row, whatever the number of processes (with half batches: real image i and latent 2i).
+A step reads R = `config.real_batch` real images and draws B = `train.batch_size` latents (R = B, or B / 2
+where D learns from half batches). Each of the L = `data.lanes` lanes contributes R / L real images and B / L
+latents to every global batch. Process r of w owns the lanes [rL/w, (r+1)L/w), with their images and latents.
+Rows are ordered by lane, so it owns the rows [rR/w, (r+1)R/w) and [rB/w, (r+1)B/w) of the global batch.
+
+Micro-batch i of a consists of the i-th part of a of every lane's images and latents. Which images it contains
+does therefore not depend on the number of processes, and each process has an equal part of it.
+
+Real image i and latent i of a global batch are always on one process, in one micro-batch and at the same row
+(with half batches: real image i and latent 2i).
 """
 
-import math
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from infogan_dist.config.schema import Config
 from infogan_dist.errors import ConfigError
 from infogan_dist.launcher import process_place
 
+if TYPE_CHECKING:  # importing torch takes seconds, and a command line must answer sooner
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of a process's share whose gradients are computed together.
+    """A process's part of a micro-batch, whose gradients are computed together.
 
     Attributes:
-        real, latents: rows of the process's real images and of its latents.
+        share: the process's share of the global batch.
+        index: number of the micro-batch in the step.
         is_last: whether the step's gradients are complete after it, and have to be reduced.
     """
 
-    real: slice
-    latents: slice
+    share: BatchShare
+    index: int
     is_last: bool
+
+    @property
+    def latents(self) -> int:
+        """Number of latents."""
+        return self.share.latents // self.share.config.train.accumulation
+
+    @property
+    def real_images(self) -> int:
+        """Number of real images."""
+        return self.share.real_images // self.share.config.train.accumulation
+
+    @property
+    def fake_images(self) -> int:
+        """Number of generated images that D learns from at once."""
+        return self.latents // 2 if self.share.config.objective.split_updates else self.latents
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return the micro-batch's rows [n / accumulation, ...] of the process's share [n, ...]."""
+        count = self.share.config.train.accumulation
+        if count == 1:
+            return rows
+        return rows.unflatten(0, (len(self.share.lanes), count, -1))[:, self.index].flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -52,12 +85,12 @@ class BatchShare:
 
     @property
     def latents(self) -> int:
-        """Latents of the process in a step."""
+        """Number of latents of the process in a step."""
         return self.config.train.batch_size // self.world
 
     @property
     def real_images(self) -> int:
-        """Real images of the process in a step."""
+        """Number of real images of the process in a step."""
         return self.config.real_batch // self.world
 
     def first_latent(self, step: int) -> int:
@@ -65,13 +98,10 @@ class BatchShare:
         return step * self.config.train.batch_size + self.rank * self.latents
 
     def micro_batches(self) -> Iterator[MicroBatch]:
-        """Yield the micro-batches of a step, equal parts of the process's share."""
+        """Yield the process's parts of the micro-batches of a step."""
         count = self.config.train.accumulation
-        real, latents = self.real_images // count, self.latents // count
         for i in range(count):
-            yield MicroBatch(
-                slice(i * real, (i + 1) * real), slice(i * latents, (i + 1) * latents), is_last=i == count - 1
-            )
+            yield MicroBatch(self, i, is_last=i == count - 1)
 
 
 def check_batch(config: Config, world: int) -> None:
@@ -83,13 +113,13 @@ def check_batch(config: Config, world: int) -> None:
             f"data.lanes: {lanes} lanes cannot be divided among {world} processes; use data.lanes={near}"
         )
     split = 2 if config.objective.split_updates else 1
-    unit = math.lcm(split * lanes, split * world * train.accumulation)
+    unit = split * lanes * train.accumulation
     if train.batch_size % unit:
         below = train.batch_size // unit * unit
         near = " or ".join(str(n) for n in (below, below + unit) if n)
         raise ConfigError(
-            f"train.batch_size: {train.batch_size} is no multiple of {unit}, which {lanes} lanes, {world} "
-            f"process(es) and {train.accumulation} micro-batch(es) need; use train.batch_size={near}"
+            f"train.batch_size: {train.batch_size} is no multiple of {unit}, which {lanes} lanes and "
+            f"{train.accumulation} micro-batch(es) need; use train.batch_size={near}"
         )
 
 

@@ -38,10 +38,10 @@ def read_config(arguments: list[str]) -> Config:
         ConfigError: a missing file, an unknown key, a wrong type or an impossible value.
     """
     merged: Any = OmegaConf.structured(Config)
-    files = [a for a in arguments if "=" not in a]
+    files = [a for a in arguments if _is_file(a)]
     for name in files:
         merged = _merge(merged, _read_yaml(name), name)
-    return _checked(_overridden(merged, [a for a in arguments if "=" in a]))
+    return _checked(_overridden(merged, [a for a in arguments if not _is_file(a)]))
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -71,10 +71,14 @@ def flatten(config: Config) -> Flat:
 def resume_conflicts(old: Config, new: Config) -> list[str]:
     """Return what differs in keys that a resumed run may not change, as `key: old -> new`.
 
-    It may change everything but what the weights after a step depend on. A setting under which the weights
+    It may change everything but what the weights after a step depend on. Runs of version 0.1 did not record a
+    precision that the launcher chose, so theirs is not compared. A setting under which the weights
     depend on the run's length as well, such as a learning rate schedule, would fix the length here.
     """
-    return differences(flatten(old), flatten(new), {Effect.TRAINING})
+    before, after = flatten(old), flatten(new)
+    if before["train.precision"] is None:
+        before["train.precision"] = after["train.precision"]
+    return differences(before, after, {Effect.TRAINING})
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], effects: set[Effect]) -> list[str]:
@@ -88,6 +92,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], effects: set[Eff
 def presets() -> list[Path]:
     """Return the YAML files of the package's presets; W&B's sweeps lie in a folder of their own."""
     return sorted(_preset_folder().glob("*.yaml"))
+
+
+def _is_file(argument: str) -> bool:
+    """Whether an argument is a config file, whose path may contain `=`, rather than an override."""
+    return "=" not in argument or (argument.endswith((".yaml", ".yml")) and Path(argument).is_file())
 
 
 def _preset_folder() -> Path:

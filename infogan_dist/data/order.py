@@ -26,6 +26,7 @@ import numpy as np
 from infogan_dist.rng import permutation
 
 DRIFT_WARNING_THRESHOLD = 0.05  # epochs that lanes may be apart before the user is warned
+WINDOWS = 3  # epochs over which `distinct_share` is averaged
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,48 @@ class Order:
         ahead = self._lane_samples(0) - places * self.sizes.mean()
         return float(ahead.max() - ahead.min()) * self.lanes / float(self.sizes.sum())
 
+    def distinct_share(self) -> float:
+        """Return the expected share of distinct samples among as many samples as the set has, in (0, 1].
+
+        It is the mean over the first `WINDOWS` epochs. Below 1, some samples come twice within the length of
+        an epoch and others not at all, since shards are unequal or do not divide evenly among the lanes.
+        """
+        samples = int(self.sizes.sum())
+        if len(self.sizes) % self.lanes == 0 and (self.sizes == self.sizes[0]).all():
+            return 1.0
+        steps = samples / (self.lanes * self.share)
+        shares = []
+        for window in range(WINDOWS):
+            first, last = round(window * steps), max(round((window + 1) * steps), round(window * steps) + 1)
+            # A span is a random part of its shard: a sample is missing if it is in none of the shard's spans.
+            missing = np.ones(len(self.sizes))
+            for lane in range(self.lanes):
+                left = (last - first) * self.share
+                for span in self.spans(lane, first):
+                    size = int(self.sizes[span.shard])
+                    taken = min(left, size - span.offset)
+                    missing[span.shard] *= 1 - taken / size
+                    left -= taken
+                    if left == 0:
+                        break
+            shares.append(self.sizes @ (1 - missing) / ((last - first) * self.share * self.lanes))
+        return float(np.mean(np.minimum(shares, 1.0)))
+
     def drift_warning(self) -> str | None:
-        """Return a message if the lanes drift apart by more than `DRIFT_WARNING_THRESHOLD`, else None."""
-        drift = self.drift()
-        if drift <= DRIFT_WARNING_THRESHOLD:
+        """Return a message if epochs are not what users expect, else None.
+
+        That is if the lanes drift apart by more than `DRIFT_WARNING_THRESHOLD` epochs, or if more than that
+        share of the samples is repeated within the length of an epoch.
+        """
+        drift, distinct = self.drift(), self.distinct_share()
+        if drift <= DRIFT_WARNING_THRESHOLD and distinct >= 1 - DRIFT_WARNING_THRESHOLD:
             return None
         least, most = self.sizes.min(), self.sizes.max()
         return (
-            f"data.shards: shards contain {least:,} to {most:,} images, so epochs overlap by {drift:.0%} of "
-            f"an epoch; create the set again with --shards a multiple of {self.lanes}, or set data.lanes"
+            f"data.shards: {len(self.sizes):,} shards of {least:,} to {most:,} images on "
+            f"{self.lanes} lanes: epochs overlap by {drift:.0%} of an epoch, and {distinct:.0%} of the "
+            "samples within the length of an epoch are distinct; create the set again with --shards a "
+            f"multiple of {self.lanes}, or set data.lanes"
         )
 
     def spans(self, lane: int, step: int) -> Iterator[ShardSpan]:

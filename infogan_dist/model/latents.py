@@ -1,6 +1,6 @@
 """The generator's input: noise and the named codes, drawn from the prior, fixed, or along a traversal."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,14 +26,15 @@ class Latents:
     codes: dict[str, Tensor]
 
     def __getitem__(self, rows: slice) -> "Latents":
-        return Latents(self.vector[rows], {name: c[rows] for name, c in self.codes.items()})
+        return self.map(lambda tensor: tensor[rows])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Latents":
+        """Return the latents with a function, such as a selection of rows, applied to each tensor."""
+        return Latents(function(self.vector), {name: function(c) for name, c in self.codes.items()})
 
     def to(self, device: torch.device) -> "Latents":
         """Return a copy on the device; the host does not wait for the copy."""
-        return Latents(
-            self.vector.to(device, non_blocking=True),
-            {name: c.to(device, non_blocking=True) for name, c in self.codes.items()},
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class LatentSpec:

@@ -59,7 +59,8 @@ def _reduce_bucket(context: PreflightContext, store: "Store", limit: timedelta) 
     import torch
     import torch.distributed as dist
 
-    from infogan_dist.runtime.distributed import GLOO_GRACE_S, uses_cuda
+    from infogan_dist.runtime.device import uses_cuda
+    from infogan_dist.runtime.distributed import GLOO_GRACE_S
 
     rank, world = context.place.rank, context.place.world
     device = torch.device("cpu")

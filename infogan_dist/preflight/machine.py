@@ -14,7 +14,7 @@ from torch.cuda import nccl
 from infogan_dist import __version__
 from infogan_dist.launcher import STOP_SIGNALS
 from infogan_dist.preflight.finding import FAIL, OK, WARN, Finding, Findings, PreflightContext, format_bytes
-from infogan_dist.runtime.distributed import cores, uses_cuda
+from infogan_dist.runtime.device import cores, uses_cuda
 
 SIGNAL_TIMEOUT_S = 1
 

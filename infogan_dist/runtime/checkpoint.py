@@ -8,11 +8,9 @@ checkpoints/step_00002000/
     files.json         size and SHA-256 of each of these, written last
 """
 
-import contextlib
 import hashlib
 import io
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 from infogan_dist.config.load import CONFIG_FILE, save_config
 from infogan_dist.config.schema import CheckpointConfig, Config
 from infogan_dist.errors import ConfigError, DataError
+from infogan_dist.files import flush_to_disk
 
 INDEX, METADATA, OPTIMIZERS = "files.json", "run.json", "optimizers.pt"
 FOLDER, PREFIX = "checkpoints", "step_"
@@ -48,6 +47,10 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return int(self.metadata["step"])
+
+    def digest(self) -> str:
+        """Return the SHA-256 of files.json, which contains those of all files."""
+        return hashlib.sha256((self.path / INDEX).read_bytes()).hexdigest()
 
 
 def save(
@@ -83,10 +86,10 @@ def save(
         (part / METADATA).write_text(json.dumps(metadata, indent=1))
         (part / INDEX).write_text(json.dumps({p.name: _digest(p) for p in sorted(part.iterdir())}, indent=1))
         for file in part.iterdir():
-            _flush(file)
+            flush_to_disk(file)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
-        _flush(final.parent)
+        flush_to_disk(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise DataError(
@@ -107,7 +110,7 @@ def find(path: Path, step: int | None = None) -> Checkpoint | None:
     if (path / INDEX).is_file():
         return _read(path)
     for folder in reversed(step_folders(path)):
-        if step in (None, _step_of(folder)):
+        if step in (None, step_of(folder)):
             checkpoint = _read(folder)
             if checkpoint is not None:
                 return checkpoint
@@ -118,7 +121,7 @@ def require(path: Path, step: int | None = None) -> Checkpoint:
     """Return the checkpoint that `find` returns. Raises `DataError` with the saved steps if it is None."""
     checkpoint = find(path, step)
     if checkpoint is None:
-        steps = ", ".join(str(_step_of(folder)) for folder in step_folders(path)) or "none"
+        steps = ", ".join(str(step_of(folder)) for folder in step_folders(path)) or "none"
         what = "no complete checkpoint" if step is None else f"no complete checkpoint of step {step}"
         raise DataError(f"{path}: {what} there; saved steps: {steps}")
     return checkpoint
@@ -146,23 +149,10 @@ def prune(run: Path, config: CheckpointConfig, best_step: int | None) -> None:
     """Remove checkpoints, except the newest, those of `checkpoint.keep_every`, and the best."""
     folders = step_folders(run)
     for folder in folders[: -config.keep]:
-        step = _step_of(folder)
+        step = step_of(folder)
         permanent = config.keep_every is not None and step > 0 and step % config.keep_every == 0
         if not permanent and step != best_step:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def best(run: Path, config: CheckpointConfig) -> int | None:
-    """Return the step of the checkpoint whose last logged value of `checkpoint.best` is best."""
-    if config.best is None:
-        return None
-    scored: list[tuple[float, int]] = []
-    for folder in step_folders(run):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # a broken one is not the best
-            value = json.loads((folder / METADATA).read_text())["metrics"][config.best]
-            if math.isfinite(value):
-                scored.append((value if config.best_mode == "max" else -value, _step_of(folder)))
-    return max(scored)[1] if scored else None
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -172,7 +162,7 @@ def step_folder(run: Path, step: int) -> Path:
 
 def step_folders(run: Path) -> list[Path]:
     """Return the checkpoint folders of a run, complete or not, oldest first."""
-    return sorted((p for p in _entries(run / FOLDER) if p.name.startswith(PREFIX)), key=_step_of)
+    return sorted((p for p in _entries(run / FOLDER) if p.name.startswith(PREFIX)), key=step_of)
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -180,7 +170,8 @@ def _entries(folder: Path) -> Iterator[Path]:
         yield from (p for p in folder.iterdir() if p.name.removeprefix(PREFIX).isdecimal())
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint's folder."""
     return int(folder.name.removeprefix(PREFIX))
 
 
@@ -202,11 +193,3 @@ def _host_state(network: nn.Module) -> dict[str, Tensor]:
 def _digest(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

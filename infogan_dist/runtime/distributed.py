@@ -1,6 +1,6 @@
 """Processes, devices, precision and collectives: the only module that uses Accelerate's process group."""
 
-import os
+import hashlib
 import signal
 import time
 import warnings
@@ -15,11 +15,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from infogan_dist.config.schema import PRECISIONS, AdamConfig, Config
-from infogan_dist.errors import ConfigError
-from infogan_dist.launcher import STOP_SIGNALS, process_place
+from infogan_dist.config.schema import AdamConfig, Config
+from infogan_dist.launcher import STOP_SIGNALS
+from infogan_dist.runtime.device import make_deterministic, resolve_precision, uses_cuda
 
 # Warnings of DDP: of buffers, which `average_buffers` makes equal; of the strides of one-row gradients.
 HARMLESS_WARNINGS = (".*broadcast_buffers.*", "Grad strides do not match bucket view strides")
@@ -64,10 +63,11 @@ class Engine:
     def __init__(self, config: Config):
         cuda = uses_cuda()
         precision = resolve_precision(config, cuda)
-        _make_deterministic(cuda)
+        make_deterministic(cuda)
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.accelerator = Accelerator(
             cpu=not cuda,
+            dynamo_backend="no",  # networks are compiled by `training/state.py`
             mixed_precision=precision if precision in ("bf16", "fp16") else "no",
             # Two forwards of one module before a backward would fail on buffers broadcast in between.
             kwargs_handlers=[
@@ -143,6 +143,25 @@ class Engine:
         optimizer.zero_grad()
         return norm, nonfinite
 
+    def copy_state(self, part: TrainablePart) -> Callable[[Tensor], None]:
+        """Copy the parameters and Adam's state of a part; return a function that restores them.
+
+        The function takes a flag, bool [] on the device, and restores where it is true.
+        """
+        parameters = [p for group in part.optimizer.param_groups for p in group["params"]]
+        weights = [p.detach().clone() for p in parameters]
+        # Adam creates its state, which starts at zero, in its first step.
+        state = [{k: v.clone() for k, v in part.optimizer.state.get(p, {}).items()} for p in parameters]
+
+        @torch.no_grad()
+        def restore(flag: Tensor) -> None:
+            for parameter, weight, moments in zip(parameters, weights, state, strict=True):
+                parameter.copy_(torch.where(flag, weight, parameter))
+                for name, value in part.optimizer.state.get(parameter, {}).items():
+                    value.copy_(torch.where(flag, moments.get(name, torch.zeros_like(value)), value))
+
+        return restore
+
     def average_buffers(self, networks: Iterable[nn.Module]) -> None:
         """Average running statistics over the processes, where each process normalises its own slice."""
         if self.world == 1 or self.device.type == "cuda":
@@ -177,6 +196,14 @@ class Engine:
         for i in range(count * self.rank // self.world, count * (self.rank + 1) // self.world):
             rows[i] = torch.as_tensor(task(i), dtype=torch.float64)
         return self.sum(rows.to(self.device)).cpu().numpy()
+
+    def differing_ranks(self, values: list[str]) -> list[list[int]]:
+        """Return, for each value, the ranks whose value differs from that of rank 0. To be called by all."""
+        digests = [hashlib.sha256(value.encode()).digest() for value in values]
+        # Six bytes are exact in float64.
+        own = torch.tensor([int.from_bytes(d[:6], "big") for d in digests], dtype=torch.float64)
+        table = self.gather(own.to(self.device))
+        return [(column != column[0]).nonzero().flatten().tolist() for column in table.T]
 
     def wait(self) -> None:
         """Wait for all processes. Not for use in a step."""
@@ -241,67 +268,3 @@ class Engine:
         elif ready is not None:
             ready.wait()
         return flags.tolist()
-
-
-def uses_cuda() -> bool:
-    """Return whether each process uses a GPU."""
-    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
-
-
-def cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-@contextmanager
-def frozen(*networks: nn.Module) -> Iterator[None]:
-    """Within the block, the networks' parameters get no gradients, and running statistics do not change."""
-    parameters = [p for n in networks for p in n.parameters() if p.requires_grad]
-    with untracked(*networks):
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-
-
-@contextmanager
-def untracked(*networks: nn.Module) -> Iterator[None]:
-    """Within the block, batch norm normalises by the batch, but its running statistics do not change."""
-    norms = [m for n in networks for m in n.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
-def resolve_precision(config: Config, cuda: bool) -> str:
-    """Return fp32, bf16, fp16 or fp64: the config's precision, else the launcher's. Raises `ConfigError`."""
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    precision = config.train.precision or {"no": "fp32"}.get(launched, launched)
-    if precision not in PRECISIONS:
-        raise ConfigError(f"accelerate launch --mixed_precision {launched}: use no, bf16 or fp16")
-    if precision == "fp16" and not cuda:
-        raise ConfigError("train.precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
-    return precision
-
-
-def _make_deterministic(cuda: bool) -> None:
-    """Make every sum run in the same order each time; on a CPU, use all cores."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if cuda:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        return
-    share = max(1, cores() // process_place().local_world)
-    # Launchers set OMP_NUM_THREADS=1 by default; a larger number was chosen by the user.
-    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    threads = threads if threads > 1 else share
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)

@@ -20,11 +20,11 @@ from typing import Any
 from torch import nn
 
 from infogan_dist.config.load import CONFIG_FILE, load_config, resume_conflicts, save_config
-from infogan_dist.config.schema import Config
+from infogan_dist.config.schema import CheckpointConfig, Config
 from infogan_dist.data.fetch import redact_url
 from infogan_dist.data.shards import Manifest
 from infogan_dist.errors import ConfigError
-from infogan_dist.files import report_unwritable
+from infogan_dist.files import flush_to_disk, report_unwritable
 from infogan_dist.runtime import checkpoint, tracking
 from infogan_dist.runtime.checkpoint import Checkpoint
 
@@ -124,6 +124,31 @@ class RunFolder:
         folder = checkpoint.step_folder(self.path, metadata["step"])
         if checkpoint.find(folder) is not None:
             return None
+        # A log must not be older than the checkpoint that follows it, also after a power failure.
+        with report_unwritable(self.path, tracking.RESTART):
+            for name in tracking.LOGS:
+                if (self.path / name).is_file():
+                    flush_to_disk(self.path / name)
         checkpoint.save(self.path, config, networks, optimizers, metadata)
-        checkpoint.prune(self.path, config.checkpoint, checkpoint.best(self.path, config.checkpoint))
+        checkpoint.prune(self.path, config.checkpoint, self.best_step(config.checkpoint))
         return folder
+
+    def best_step(self, config: CheckpointConfig) -> int | None:
+        """Return the step of the checkpoint with the best value of `checkpoint.best`; None if there is none.
+
+        The value is the last one that was logged up to the checkpoint's step. Of checkpoints with the same
+        value the oldest is the best: between two evaluations the score is that of the first checkpoint.
+        """
+        if config.best is None:
+            return None
+        is_score = config.best.startswith(tracking.SCORE_PREFIX)
+        values = tracking.logged_values(
+            self.path, tracking.SCORES if is_score else tracking.METRICS, config.best
+        )
+        rated: list[tuple[float, int]] = []
+        for folder in checkpoint.step_folders(self.path):
+            step = checkpoint.step_of(folder)
+            last = max((s for s in values if s <= step), default=None)
+            if last is not None:
+                rated.append((values[last] if config.best_mode == "max" else -values[last], -step))
+        return -max(rated)[1] if rated else None

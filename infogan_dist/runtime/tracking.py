@@ -34,6 +34,7 @@ from infogan_dist.files import report_unwritable, write_text
 from infogan_dist.runtime.pictures import save_picture
 
 METRICS, TIMING, SCORES = "metrics.jsonl", "timing.jsonl", "scores.jsonl"
+LOGS = (METRICS, TIMING, SCORES)
 PICTURES, WANDB_ID = "pictures", "wandb_id"
 TIMING_PREFIX = "timing/"  # of values that differ from one run of a config to the next
 SCORE_PREFIX = "score/"
@@ -264,11 +265,29 @@ def mark_preempting(accelerator: Accelerator) -> None:
 
 def truncate_logs(folder: Path, step: int) -> None:
     """Remove the log lines after a step, when a run continues from its checkpoint. Raises `OSError`."""
-    for name in (METRICS, TIMING, SCORES):
+    for name in LOGS:
         path = folder / name
         if path.is_file():
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def logged_values(folder: Path, log: str, name: str) -> dict[int, float]:
+    """Return the finite values of a metric by step.
+
+    Args:
+        folder: the run folder.
+        log: name of the log's file.
+        name: the metric's.
+    """
+    values = {}
+    if (folder / log).is_file():
+        for line in (folder / log).read_text().splitlines():
+            with contextlib.suppress(ValueError):  # an incomplete line
+                row = json.loads(line)
+                if isinstance(row.get(name), (int, float)):
+                    values[row["step"]] = row[name]
+    return values
 
 
 def _step_of(line: str) -> float:

@@ -81,15 +81,19 @@ def _loop(run: Run) -> bool:
                 bar.set_postfix_str(_short_metrics(run.metrics, list(config.codes)))
                 if run.engine.is_main:
                     monitor.check(run.metrics, state.step)
-            if _should_stop(run, previous_flags, state.step - 1):
-                run.engine.last_flags()
+            stop = _should_stop(run, previous_flags, state.step - 1)
+            saves = schedule.should_save(state.step) or schedule.should_evaluate(state.step)
+            if stop or saves:
+                # No step is saved before its own flags were read; the host waits for them here only.
+                stop |= _should_stop(run, run.engine.last_flags(), state.step)
+            if stop:
                 return True
             if schedule.should_draw(state.step):
                 run.draw()
+            if saves:
+                run.save()  # before the scores, whose computation may fail
             if schedule.should_evaluate(state.step):
                 run.evaluate()
-            if schedule.should_save(state.step):
-                run.save()
     _should_stop(run, run.engine.last_flags(), state.step)
     return False
 

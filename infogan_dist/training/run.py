@@ -1,5 +1,6 @@
 """A run assembled from its parts: data, networks, state, logs and checkpoints."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -8,16 +9,19 @@ from torch import nn
 
 from infogan_dist import __version__
 from infogan_dist.config.batch_share import launched_share
+from infogan_dist.config.load import flatten
 from infogan_dist.config.schema import Config
 from infogan_dist.data.fetch import open_store
 from infogan_dist.data.images import to_float
 from infogan_dist.data.loader import Batch, Loader
 from infogan_dist.data.order import Order
 from infogan_dist.data.shards import load_manifest
+from infogan_dist.errors import ConfigError
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_networks
 from infogan_dist.runtime import checkpoint, tracking
 from infogan_dist.runtime.checkpoint import Checkpoint
+from infogan_dist.runtime.device import describe_machine, resolve_config
 from infogan_dist.runtime.distributed import Engine
 from infogan_dist.runtime.metrics import MetricAccumulator
 from infogan_dist.runtime.pictures import image_grid, run_pictures
@@ -49,8 +53,8 @@ class Run:
     """
 
     def __init__(self, config: Config):
-        self.config, self.folder = config, RunFolder(Path(config.run))
-        self.share = launched_share(config)
+        config = self.config = resolve_config(config)
+        self.folder, self.share = RunFolder(Path(config.run)), launched_share(config)
         tracking.check_trackers(config)
         self.manifest = load_manifest(config.data.shards)
         self.test = None if config.data.test is None else load_manifest(config.data.test)
@@ -63,6 +67,7 @@ class Run:
         initial = checkpoint.require(Path(config.train.init_from)) if config.train.init_from else None
 
         self.engine = Engine(config)
+        self._refuse_unequal_processes(resumed or initial)
         self.state, self.accumulator = (
             initial_state(config, self.engine, networks),
             MetricAccumulator(self.engine),
@@ -73,6 +78,24 @@ class Run:
         self.loader = self._create_loader()
         self._load(resumed, initial)
         self._warm_up()
+
+    def _refuse_unequal_processes(self, start: Checkpoint | None) -> None:
+        """Refuse to train if the processes do not all have the same config, data, checkpoint and code."""
+        values = {
+            "config": json.dumps(
+                [v for v in flatten(self.config).items() if not v[0].startswith(("run", "tracking."))]
+            ),
+            "data": self.manifest.fingerprint(),
+            "checkpoint": start.digest() if start else "none",
+            "version of infogan_dist or torch": f"{__version__} {torch.__version__}",
+        }
+        for name, ranks in zip(values, self.engine.differing_ranks(list(values.values())), strict=True):
+            if ranks:
+                raise ConfigError(
+                    f"run: process {', '.join(map(str, ranks))} has another {name} than process 0; start "
+                    "all with the same arguments and installation, in a run folder that all share "
+                    f"({self.folder.path})"
+                )
 
     def _create_loader(self) -> Loader:
         config = self.config
@@ -102,15 +125,22 @@ class Run:
             self.state.step, self.metrics = resumed.step, resumed.metadata["metrics"]
             self.accumulator.load(resumed.metadata["window"])
             logger.info("continuing from %s", resumed.path)
+            before = resumed.metadata.get("machine", {})
+            now = describe_machine(self.engine.device, self.engine.world)
+            changed = [f"{k}: {before[k]} -> {now[k]}" for k in now if k in before and before[k] != now[k]]
+            if changed and self.engine.is_main:
+                logger.warning(
+                    "the run continues on another machine (%s): results are equal to rounding only",
+                    "; ".join(changed),
+                )
 
     def _warm_up(self) -> None:
         if self.engine.world == 1:
             return
         micro = next(self.share.micro_batches())
-        count = micro.latents.stop
-        shape = (count, *self.manifest.image_shape)
+        shape = (micro.latents, *self.manifest.image_shape)
         real = torch.zeros(shape, dtype=self.engine.dtype, device=self.engine.device)
-        latents = self.spec.sample(self.config.seed, "warm_up", 0, count, self.engine.dtype)
+        latents = self.spec.sample(self.config.seed, "warm_up", 0, micro.latents, self.engine.dtype)
         self.train_step.warm_up(real, latents.to(self.engine.device))
 
     def open(self) -> None:
@@ -145,9 +175,6 @@ class Run:
         """
         step = self.state.step
         entropy = {f"entropy/{n}": c.entropy * c.variables for n, c in self.spec.codes.items()}
-        scores = {
-            name: value for name, value in self.metrics.items() if name.startswith(tracking.SCORE_PREFIX)
-        }
         self.metrics = {**self.accumulator.window(), **entropy, **self.state.learning_rates()}
         for name, code in self.spec.codes.items():
             dead = (
@@ -156,7 +183,6 @@ class Run:
             )
             self.metrics[f"dead/{name}"] = float(dead)
         self.engine.accelerator.log({**self.metrics, **timing}, step=step)
-        self.metrics |= scores  # the last ones, which checkpoint.best may name
 
     def evaluate(self) -> None:
         """Compute the scores of the run so far, and log them. To be called by all processes."""
@@ -171,7 +197,6 @@ class Run:
 
         result = evaluate(ScoredModel(self.engine, self.config, load, self.manifest, self.test))
         scores = {tracking.SCORE_PREFIX + name: value for name, value in result.values().items()}
-        self.metrics |= scores
         self.engine.accelerator.log(scores, step=self.state.step)
         if self.engine.is_main:
             pictures = {tracking.SCORE_PREFIX + name: pixels for name, pixels in result.pictures.items()}
@@ -197,6 +222,7 @@ class Run:
                 "version": __version__,
                 "step": self.state.step,
                 "world": self.engine.world,
+                "machine": describe_machine(self.engine.device, self.engine.world),
                 "data": self.manifest.name,
                 "data_fingerprint": self.manifest.fingerprint(),
                 "image_shape": self.manifest.image_shape,

@@ -17,6 +17,7 @@ done twice: on half a batch of real images, then on every second generated image
 to 4 and 7 are done for each micro-batch, and gradients add up.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,8 @@ from infogan_dist.config.schema import Config
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.latents import Latents, LatentSpec, variable_names
 from infogan_dist.model.losses import LOSSES, information_loss, lower_bound, r1_penalty
-from infogan_dist.runtime.distributed import Engine, frozen, untracked
+from infogan_dist.runtime.batch_norm import frozen, refuse_single_images, untracked
+from infogan_dist.runtime.distributed import Engine
 from infogan_dist.training.state import TrainState
 
 Terms = dict[str, Tensor]  # numbers of a step, each [], by the name under which they are logged
@@ -52,7 +54,7 @@ class UpdateResult:
 
     Attributes:
         terms: numbers to log.
-        suppressed: bool [], whether a gradient was not finite, so that nothing was updated.
+        suppressed: bool [], whether nothing was updated, since a gradient was not finite.
         nonfinite: float32 [], whether the run has to react to that.
     """
 
@@ -90,29 +92,28 @@ class TrainStep:
                 f"objective.loss: {config.objective.loss} compares real with generated images; "
                 "use objective.d_updates=joint"
             )
-        self._buffers = [b for network in state.trained_networks() for b in network.buffers()]
+        refuse_single_images(self.share, state.trained_networks())
 
     def run(self, real: Tensor, latents: Latents) -> StepResult:
         """Update D, then G, then the average of G.
 
-        An update whose loss or gradient is not finite is suppressed: weights, moments, the average and the
-        running statistics do not change. D's suppresses G's as well.
+        An update whose loss or gradient is not finite is suppressed: its weights, moments and running
+        statistics and, for G, the average do not change. If D's update is suppressed, so is G's.
 
         Args:
             real: this process's real images of the step, [n, C, H, W] in [-1, 1].
             latents: this process's latents of the step; both updates use them.
         """
-        before = [b.clone() for b in self._buffers]
+        restore_d, restore_g = _copy(self.state.d.module.buffers()), _copy(self.state.g.module.buffers())
         # With one micro-batch the generated images serve both updates.
         fake = self._generate(latents) if self.config.train.accumulation == 1 else None
         d = self.update_discriminator(real, latents, fake)
         # Under fp16 an overflow concerns one scaler alone, and must not suppress the other update.
         g = self.update_generator(real, latents, fake, None if self.engine.fp16 else d.suppressed)
-        suppressed = d.suppressed | g.suppressed
-        for buffer, old in zip(self._buffers, before, strict=True):
-            buffer.copy_(torch.where(suppressed, old, buffer))
+        restore_d(d.suppressed)
+        restore_g(g.suppressed)
         self.engine.average_buffers(self.state.trained_networks())
-        self._update_average(suppressed)
+        self._update_average(g.suppressed)
         self.state.step += 1
         return StepResult({**d.terms, **g.terms}, torch.stack([d.nonfinite, g.nonfinite]))
 
@@ -128,14 +129,16 @@ class TrainStep:
         """
         terms: Terms = {}
         joint = not self.objective.split_updates
+        # Of two steps of Adam the first is taken back if the second is suppressed.
+        restore = self.engine.copy_state(self.state.d) if not joint else None
         suppressed = torch.zeros((), dtype=torch.bool, device=real.device)
         nonfinite, norms = [], []
         for takes_real, takes_fake in ((True, True),) if joint else ((True, False), (False, True)):
             for micro in self.share.micro_batches():
-                rows = latents[micro.latents]
+                rows = latents.map(micro.take)
                 rows = rows if joint else rows[::2]
                 with self.engine.accumulate(self.state.d, micro.is_last):
-                    images = real[micro.real] if takes_real else None
+                    images = micro.take(real) if takes_real else None
                     fakes = self._fakes_for_discriminator(rows, fake) if takes_fake else None
                     loss = self._discriminator_loss(images, fakes, rows, terms)
                     self.engine.backward(self.state.d, loss)
@@ -147,6 +150,8 @@ class TrainStep:
             norm, update_suppressed = self.engine.update(self.state.d, suppressed)
             norms.append(norm)
             suppressed = suppressed | update_suppressed
+        if restore is not None:
+            restore(suppressed)
         terms.update(self._gradient_norm("d", torch.stack(norms).mean(), suppressed))
         return UpdateResult(terms, suppressed, self._report(suppressed, nonfinite))
 
@@ -163,15 +168,16 @@ class TrainStep:
         terms: Terms = {}
         nonfinite = []
         for micro in self.share.micro_batches():
-            rows = latents[micro.latents]
+            rows = latents.map(micro.take)
             with self.engine.accumulate(self.state.g, micro.is_last):
                 images = self._generate(rows) if fake is None else fake
-                loss = self._generator_loss(real[micro.real], images, rows, terms)
+                loss = self._generator_loss(micro.take(real), images, rows, terms)
                 self.engine.backward(self.state.g, loss)
             nonfinite.append(~loss.detach().isfinite())
-        norm, suppressed = self.engine.update(self.state.g, suppress)
-        terms.update(self._gradient_norm("g", norm, suppressed))
-        return UpdateResult(terms, suppressed, self._report(suppressed, nonfinite))
+        norm, own_suppressed = self.engine.update(self.state.g, suppress)
+        terms.update(self._gradient_norm("g", norm, own_suppressed))
+        suppressed = own_suppressed if suppress is None else own_suppressed | suppress
+        return UpdateResult(terms, suppressed, self._report(own_suppressed, nonfinite))
 
     def warm_up(self, real: Tensor, latents: Latents) -> None:
         """Run the forward and backward of both updates once and discard their results.
@@ -182,14 +188,13 @@ class TrainStep:
         Args:
             real, latents: a micro-batch of any content.
         """
-        buffers = [b.clone() for b in self._buffers]
+        restore = _copy(b for network in self.state.trained_networks() for b in network.buffers())
         loss = self._discriminator_loss(real, self._generate(latents).detach(), latents, {})
         self.engine.backward(self.state.d, loss)
         self.engine.backward(self.state.g, self._generator_loss(real, self._generate(latents), latents, {}))
         for part in (self.state.d, self.state.g):
             part.optimizer.zero_grad()
-        for buffer, old in zip(self._buffers, buffers, strict=True):
-            buffer.copy_(old)
+        restore(None)
 
     def _discriminator_loss(
         self, real: Tensor | None, fake: Tensor | None, latents: Latents, terms: Terms
@@ -311,3 +316,14 @@ def _per_variable(name: str, values: Tensor) -> Terms:
 def _at_least_fp32(values: Tensor) -> Tensor:
     """Return the values in fp32, in which losses are computed under mixed precision, or in fp64."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def _copy(tensors: Iterable[Tensor]) -> Callable[[Tensor | None], None]:
+    """Copy tensors, and return a function that restores them where a flag, bool [], is true; None: anyway."""
+    copies = [(tensor, tensor.clone()) for tensor in tensors]
+
+    def restore(flag: Tensor | None) -> None:
+        for tensor, copy in copies:
+            tensor.copy_(copy if flag is None else torch.where(flag, copy, tensor))
+
+    return restore

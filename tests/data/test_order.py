@@ -123,4 +123,44 @@ def test_only_noticeable_drift_is_warned_of():
     assert Order(0, [100] * 7 + [101], 8, 8).drift_warning() is None
     warning = Order(0, [10, 30], 2, 2).drift_warning()
     assert warning is not None
-    assert "10 to 30 images, so epochs overlap by 100% of an epoch; create the set again" in warning
+    assert "10 to 30 images on 2 lanes: epochs overlap by 100% of an epoch" in warning
+    assert "create the set again" in warning
+
+
+def distinct_by_counting(order: Order, samples: int, windows: int) -> float:
+    """Return the share of distinct samples in each of the first windows of an epoch's length, on average."""
+    shares = []
+    steps = samples / (order.lanes * order.share)
+    for window in range(windows):
+        first, last = round(window * steps), round((window + 1) * steps)
+        samples_read = []
+        for lane in range(order.lanes):
+            left = (last - first) * order.share
+            for span in order.spans(lane, first):
+                rows = order.sample_order(span.place)[span.offset :][:left]
+                samples_read += [(span.shard, int(row)) for row in rows]
+                left -= len(rows)
+                if left == 0:
+                    break
+        shares.append(len(set(samples_read)) / len(samples_read))
+    return float(np.mean(shares))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lanes"), [([20] * 5, 6), ([200] * 6, 4), ([200] * 3, 8), ([300, 100, 200, 200], 4)]
+)
+def test_samples_repeated_within_an_epoch_s_length_are_reported(sizes: list[int], lanes: int):
+    """Also where all shards are equal, so that the lanes do not drift apart."""
+    order = Order(0, sizes, lanes, lanes)
+    counted = distinct_by_counting(order, sum(sizes), 3)
+    # The expectation over the order within shards; its deviation is below 3 points for these sets.
+    assert order.distinct_share() == pytest.approx(counted, abs=0.06)
+    warning = order.drift_warning()
+    assert warning is not None
+    assert f"{order.distinct_share():.0%} of the samples" in warning
+
+
+def test_equal_shards_that_divide_evenly_need_no_warning():
+    order = Order(0, [30] * 16, 8, 16)
+    assert order.distinct_share() == distinct_by_counting(order, 480, 3) == 1
+    assert order.drift_warning() is None

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from infogan_dist.config.load import read_config
-from infogan_dist.config.schema import CheckpointConfig
 from infogan_dist.errors import ConfigError, DataError
 from infogan_dist.runtime import checkpoint
 
@@ -76,22 +75,12 @@ def test_a_save_that_fails_changes_no_earlier_checkpoint(tmp_path: Path, monkeyp
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    for broken in ("save_file", "_flush", "save_config"):
+    for broken in ("save_file", "flush_to_disk", "save_config"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, broken, full)
             with pytest.raises(DataError, match=r"step_00000002.*No space left.*continues from its newest"):
                 save(tmp_path, 2)
         assert os.listdir(tmp_path / "checkpoints") == ["step_00000001"]
-
-
-def test_the_newest_the_permanent_and_the_best_checkpoint_remain(tmp_path: Path):
-    config = CheckpointConfig(keep=2, keep_every=4, best="score", best_mode="min")
-    scores = {1: 5.0, 2: 1.0, 3: 3.0, 4: 4.0, 5: 2.0, 6: 9.0, 7: float("nan")}
-    for step, score in scores.items():
-        save(tmp_path, step, score=score)
-        checkpoint.prune(tmp_path, config, checkpoint.best(tmp_path, config))
-    assert steps(tmp_path) == [2, 4, 6, 7]
-    assert checkpoint.best(tmp_path, config) == 2
 
 
 def test_a_missing_step_is_reported_with_the_saved_ones(tmp_path: Path):
