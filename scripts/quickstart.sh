@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to pictures: makes .venv, installs, makes shards of 5,000 real digits, trains an InfoGAN for a few
-# minutes on all cores or a GPU, and draws what its codes do. Arguments are passed on to the training as key=value.
+# Installs the package into .venv, writes shards of 5,000 real digits, trains an InfoGAN for a few minutes on all
+# cores or a GPU, and draws samples and traversals. The arguments (key=value) are passed on to the training.
 set -euo pipefail
 . "$(dirname "$0")/venv.sh" digits
 
@@ -11,4 +11,4 @@ accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dyna
 python -m infogan_dist.generate $run
 python -m infogan_dist.generate $run traverse=digit
 python -m infogan_dist.generate $run traverse=style.0
-echo "Look at $run/samples.png, and at $run/traverse_digit.png: a column is a category, a row the same noise."
+echo "See $run/samples.png and $run/traverse_digit.png: each column is a category, each row has the same noise."

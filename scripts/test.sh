@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Formats are checked, code is linted and typed, laws are tested; warnings are errors.
-#   bash scripts/test.sh            all but the rigs
-#   bash scripts/test.sh --rigs     slower tests on real components only
+# Checks format, style and types, and runs the tests; warnings are errors.
+#   bash scripts/test.sh            everything except the rigs
+#   bash scripts/test.sh --rigs     only the rigs: slower tests with real components
 #   bash scripts/test.sh ARGS...    pytest with these arguments
 set -euo pipefail
 . "$(dirname "$0")/venv.sh" dev

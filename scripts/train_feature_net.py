@@ -1,16 +1,15 @@
 #!/usr/bin/env python
-"""Trains the package's own feature network on MNIST, in a few minutes on one core.
+"""Train the package's feature network on MNIST, which takes a few minutes on one core.
 
     python scripts/train_feature_net.py --out infogan_dist/scores/mnist_features.safetensors
 
-The files are downloaded, or taken from a folder with `--from`. What is written is the network as the last
-epoch left it: the test set chooses nothing. Its accuracy there is written into the file. The same machine,
-torch and number of threads give the same bytes.
+The MNIST files are downloaded, or read from a folder with `--from`. The network after the last epoch is
+written: the test set selects nothing. Its accuracy on the test set is written to the same file. The same
+machine, version of torch and number of threads give the same bytes.
 """
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,78 +20,91 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infogan_dist import rng
-from infogan_dist.console import exit_on_user_error
+from infogan_dist.console import exit_on_user_error, set_up_logging
+from infogan_dist.data.images import to_float
 from infogan_dist.data.sources import Source, mnist
-from infogan_dist.errors import DataError
+from infogan_dist.files import atomic_write, report_unwritable
 from infogan_dist.scores.features import FeatureNet
 
-VERSION = 1  # of this script: raise it with each change of what it writes
+VERSION = 1  # of this script: increase it with each change of what it writes
 SEED = 0
-EPOCHS, BATCH, RATE = 10, 100, 4e-3
-TURN, SHIFT = 10.0, 2.0  # of the augmentation, at most: degrees, pixels
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 100, 4e-3
+MAX_ROTATION, MAX_SHIFT = 10.0, 2.0  # of the augmentation: degrees, pixels
 
 
-def tensors(source: Source) -> tuple[Tensor, Tensor]:
-    """All images, float32 [N, 1, 28, 28] in [-1, 1], and labels [N]."""
+def read_tensors(source: Source) -> tuple[Tensor, Tensor]:
+    """Read all images, float32 [N, 1, 28, 28] in [-1, 1], and labels [N]."""
     images, labels = zip(*(source.read(i) for i in range(source.count)), strict=True)
-    return torch.from_numpy(np.stack(images)).float() / 127.5 - 1, torch.tensor(labels)
+    return to_float(torch.from_numpy(np.stack(images)), torch.float32), torch.tensor(labels)
 
 
-def augmented(images: Tensor, start: int) -> Tensor:
-    """Each image turned and shifted a little; `start` counts the images seen before."""
-    drawn = torch.from_numpy(rng.uniforms(SEED, "augment", start, len(images), 3)).float() * 2 - 1
-    angle = torch.deg2rad(drawn[:, 0] * TURN)
-    shift = drawn[:, 1:] * SHIFT * 2 / images.shape[-1]  # the image's sides are 2 long
+def augment(images: Tensor, start: int) -> Tensor:
+    """Rotate and shift each image by random amounts.
+
+    Args:
+        images: [N, 1, 28, 28] in [-1, 1].
+        start: number of images that were augmented before, which selects the random numbers.
+    """
+    uniforms = torch.from_numpy(rng.uniforms(SEED, "augment", start, len(images), 3)).float() * 2 - 1
+    angle = torch.deg2rad(uniforms[:, 0] * MAX_ROTATION)
+    shift = uniforms[:, 1:] * MAX_SHIFT * 2 / images.shape[-1]  # affine_grid's images have a side length of 2
     cos, sin = angle.cos(), angle.sin()
     rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
-    places = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images + 1, places, align_corners=False) - 1  # beyond the edge it is black
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    # grid_sample pads with 0, which has to mean black.
+    return F.grid_sample(images + 1, grid, align_corners=False) - 1
 
 
 @torch.no_grad()
 def accuracy(network: FeatureNet, images: Tensor, labels: Tensor) -> float:
+    """Return the share of the images that the network classifies correctly."""
     network.eval()
-    guesses = torch.cat([network(part).argmax(1) for part in images.split(1000)])
-    return float((guesses == labels).double().mean())
+    predictions = torch.cat([network(part).argmax(1) for part in images.split(1000)])
+    return float((predictions == labels).double().mean())
 
 
-def train(images: Tensor, labels: Tensor, test: tuple[Tensor, Tensor]) -> tuple[FeatureNet, float]:
-    """A trained network and its accuracy on the test set."""
+def train(images: Tensor, labels: Tensor, test_set: tuple[Tensor, Tensor]) -> tuple[FeatureNet, float]:
+    """Train a network.
+
+    Args:
+        images: [N, 1, 28, 28] in [-1, 1].
+        labels: [N].
+        test_set: the same for the test images.
+
+    Returns:
+        The network and its accuracy on the test set.
+    """
     torch.manual_seed(rng.torch_seed(SEED, "feature net"))
     network = FeatureNet()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
-    steps = len(images) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, EPOCHS * steps)
-    reached = 0.0
+    steps = len(images) // BATCH_SIZE
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, EPOCHS * steps)
+    test_accuracy = 0.0
     for epoch in range(EPOCHS):
         network.train()
         order = torch.from_numpy(rng.permutation(SEED, "order", epoch, len(images)))
         for step in range(steps):
-            rows = order[step * BATCH : (step + 1) * BATCH]
-            logits = network(augmented(images[rows], (epoch * steps + step) * BATCH))
+            rows = order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
+            logits = network(augment(images[rows], (epoch * steps + step) * BATCH_SIZE))
             loss = F.cross_entropy(logits, labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        reached = accuracy(network, *test)
+        test_accuracy = accuracy(network, *test_set)
         print(
-            f"epoch {epoch + 1} of {EPOCHS}: accuracy {reached:.2%} on {len(test[0]):,} test images",
+            f"epoch {epoch + 1} of {EPOCHS}: accuracy {test_accuracy:.2%} on {len(test_set[1]):,} "
+            "test images",
             flush=True,
         )
-    return network, reached
+    return network, test_accuracy
 
 
-def write(network: FeatureNet, about: dict[str, Any], path: Path) -> None:
-    """The weights and what is said of them, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        # In one entry: safetensors writes several in an order that changes from run to run.
-        part.write_bytes(save(network.state_dict(), {"about": json.dumps(about)}))
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error}); name another place with --out") from None
+def write_network(network: FeatureNet, metadata: dict[str, Any], path: Path) -> None:
+    """Write the weights and their metadata to a safetensors file. Raises `DataError`."""
+    with report_unwritable(path, "choose another file with --out"), atomic_write(path) as partial:
+        # All metadata is in one entry: safetensors writes several in an order that changes from run to run.
+        partial.write_bytes(save(network.state_dict(), {"about": json.dumps(metadata)}))
 
 
 def main() -> None:
@@ -100,24 +112,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--from", dest="source", type=Path, help="folder of the four IDX files [else they are downloaded]"
+        "--from", dest="source", type=Path, help="folder of the four IDX files [default: download them]"
     )
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     arguments = parser.parse_args()
+    set_up_logging()
     torch.use_deterministic_algorithms(True)
     with exit_on_user_error():
-        train_set, test_set = (tensors(mnist(arguments.source, split)) for split in ("train", "test"))
-        network, reached = train(*train_set, test_set)
-        about = {
+        train_set, test_set = (read_tensors(mnist(arguments.source, split)) for split in ("train", "test"))
+        network, test_accuracy = train(*train_set, test_set)
+        metadata = {
             "data": "MNIST",
-            "accuracy": reached,
+            "accuracy": test_accuracy,
             "train_images": len(train_set[0]),
             "test_images": len(test_set[0]),
             "seed": SEED,
             "script_version": VERSION,
         }
-        write(network, about, arguments.out)
-        print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes, accuracy {reached:.2%}")
+        write_network(network, metadata, arguments.out)
+        print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes, accuracy {test_accuracy:.2%}")
 
 
 if __name__ == "__main__":

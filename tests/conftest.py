@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from infogan_dist.console import PACKAGE_LOGGER
 from infogan_dist.data.sources import Source, mnist5k
 from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import EXIT_STOPPED
@@ -72,6 +74,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker is not None and len(cores) > 1:
         number = int(worker["workerid"].removeprefix("gw"))
         os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Undo what a command line that runs within the test process sets up."""
+    before = PACKAGE_LOGGER.handlers, PACKAGE_LOGGER.level, PACKAGE_LOGGER.propagate
+    yield
+    PACKAGE_LOGGER.handlers, level, PACKAGE_LOGGER.propagate = before
+    PACKAGE_LOGGER.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -10,14 +9,6 @@ from infogan_dist import console
 from infogan_dist.errors import ConfigError, TrainingError
 
 logger = logging.getLogger("infogan_dist.test")
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    before = console.PACKAGE_LOGGER.handlers, console.PACKAGE_LOGGER.level, console.PACKAGE_LOGGER.propagate
-    yield
-    console.PACKAGE_LOGGER.handlers, level, console.PACKAGE_LOGGER.propagate = before
-    console.PACKAGE_LOGGER.setLevel(level)
 
 
 def test_messages_go_to_stderr_with_one_prefix_for_warnings(capsys: pytest.CaptureFixture[str]):

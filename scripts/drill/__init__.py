@@ -1,1 +1,1 @@
-"""The fault drill's parts; `fault_drill.py` runs them."""
+"""The faults of `fault_drill.py` and the bench on which they are tried."""

@@ -1,9 +1,8 @@
-"""Runs in processes of their own, what they have seen, and how they compare with an undisturbed one."""
+"""Training runs in separate processes, and their comparison with undisturbed runs."""
 
 import json
 import os
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,10 +14,11 @@ from safetensors.numpy import load_file
 
 from infogan_dist.data.sources import Source
 from infogan_dist.data.write import write_shard_set
+from infogan_dist.launcher import launch_command
 
 TRAINEE = Path(__file__).with_name("trainee.py")
 
-STEPS, LOG_EVERY, SAVE_EVERY, IMAGES = 240, 5, 30, 240
+STEPS, BATCH_SIZE, LOG_EVERY, SAVE_EVERY, IMAGES = 240, 32, 5, 30, 240
 CONFIG = f"""
 noise: 6
 codes:
@@ -29,25 +29,41 @@ networks:
   discriminator: [{{kind: conv, out: 8, stride: 2, then: [lrelu]}}]
   recognition: [{{kind: dense, out: 16, then: [lrelu]}}]
   init_std: 0.1
-train: {{steps: {STEPS}, batch_size: 32, log_every: {LOG_EVERY}}}
+train: {{steps: {STEPS}, batch_size: {BATCH_SIZE}, log_every: {LOG_EVERY}}}
 checkpoint: {{every: {SAVE_EVERY}, keep: 3}}
 tracking: {{trackers: [], progress: false, pictures_every: 100000}}
 data: {{cache_mib: 0}}
 """
-Sample = tuple[int, int]  # a step, and an image's number
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    # Without this, workers that torchrun restarts wait for the store of the workers that died.
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
+LINE_LENGTH = 160  # characters of a message in the report
 
 
-class NotSurvived(Exception):  # noqa: N818 - it is the drill's verdict, not a program's error
-    """The fault was not survived as promised."""
+class DrillError(Exception):
+    """A run did not survive a fault as promised."""
 
 
 @dataclass
 class Result:
-    """What became of a fault."""
+    """The outcome of a fault.
+
+    Attributes:
+        fault: name of the fault.
+        description: what was done to the run.
+        observation: what the run printed or did.
+        survived: whether the run ended as promised.
+        weights: "identical" to those of the undisturbed run, "different" or "not compared".
+        samples_lost, samples_doubled: images that the run used too rarely or too often.
+        seconds: duration, with all runs that were started.
+    """
 
     fault: str
-    done: str
-    seen: str = ""
+    description: str
+    observation: str = ""
     survived: bool = False
     weights: str = "not compared"
     samples_lost: int = 0
@@ -56,29 +72,36 @@ class Result:
 
 
 @dataclass
-class Running:
-    """A started command line and its run folder."""
+class StartedRun:
+    """A command line that is running, and its run folder."""
 
     process: subprocess.Popen[str]
-    run: Path
+    folder: Path
 
-    def end(self, timeout: float = 120) -> tuple[int, str]:
-        """Waits for its end; its exit status and what it said."""
-        said, _ = self.process.communicate(timeout=timeout)
-        return self.process.returncode, said
+    def wait(self, timeout: float = 120) -> tuple[int, str]:
+        """Wait for the end; return the exit status and the output."""
+        output, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode, output
 
-    def reach(self, step: int, timeout: float = 60) -> None:
-        """Waits until it has logged a step."""
+    def wait_for_success(self) -> str:
+        """Wait for the end and return the output. Raises `DrillError` for an exit status other than 0."""
+        status, output = self.wait()
+        if status:
+            raise DrillError(f"exit status {status}: {output[-400:]}")
+        return output
+
+    def wait_for_step(self, step: int, timeout: float = 60) -> None:
+        """Wait until a step has been logged. Raises `DrillError` if the run ends before, or is too slow."""
         deadline = time.monotonic() + timeout
-        path = self.run / "metrics.jsonl"
+        path = self.folder / "metrics.jsonl"
         while not (path.exists() and path.read_text().count("\n") >= step // LOG_EVERY):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise NotSurvived(f"step {step} was not reached: {self.end()[1][-300:]}")
+                raise DrillError(f"step {step} was not reached: {self.wait()[1][-300:]}")
             time.sleep(0.005)
 
-    def workers(self) -> list[int]:
-        """The training processes below a launcher, in the order of their ranks."""
-        found = []
+    def worker_pids(self) -> list[int]:
+        """Return the process ids of the training processes below a launcher, in the order of their ranks."""
+        workers = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
@@ -88,17 +111,18 @@ class Running:
             except (OSError, ValueError):
                 continue
             if parent == self.process.pid and str(TRAINEE).encode() in words:
-                found.append((int(env.get(b"RANK", b"0")), int(entry.name)))
-        return [pid for _, pid in sorted(found)]
+                workers.append((int(env.get(b"RANK", b"0")), int(entry.name)))
+        return [pid for _, pid in sorted(workers)]
 
 
 @dataclass
 class Drill:
-    """A folder with images and undisturbed runs to compare with.
+    """A folder with a shard set, the runs that meet faults, and undisturbed runs to compare them with.
 
     Attributes:
-        references: by their number of processes.
-        peers: of runs that have an undisturbed one of their own, as those on fewer cores must.
+        folder: contains everything.
+        references: undisturbed runs by their number of processes.
+        peers: undisturbed runs by the folder of the only run that is compared with them.
     """
 
     folder: Path
@@ -108,6 +132,7 @@ class Drill:
     def __post_init__(self) -> None:
         (self.folder / "config.yaml").write_text(CONFIG)
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 1, 8, 8), np.uint8)
+        # The first two pixels contain the number of the image, by which trainee.py recognises it.
         pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = np.arange(IMAGES) // 256, np.arange(IMAGES) % 256
         write_shard_set(
             Source("numbered", IMAGES, [], lambda i: (pixels[i], -1)), self.folder / "set", shards=8
@@ -118,110 +143,151 @@ class Drill:
         run: Path,
         *overrides: str,
         processes: int = 1,
-        restarts: int = 0,
         poison: int = -1,
         env: dict[str, str] | None = None,
-    ) -> Running:
-        """Starts (or starts again) a run; several processes under torchrun."""
-        audit = run.with_name(run.name + ".audit")
+    ) -> StartedRun:
+        """Start a run, or start it again.
+
+        Args:
+            run: the run folder.
+            overrides: `key=value`; without `data.shards` the run reads the drill's own shard set.
+            processes: more than one are started by torchrun.
+            poison: a step whose images contain a NaN; -1: none.
+            env: more environment variables.
+        """
+        audit = audit_folder(run)
         audit.mkdir(parents=True, exist_ok=True)
-        launcher = [sys.executable]
-        if processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--nnodes=1", "--rdzv-backend=c10d"]
-            launcher += ["--rdzv-endpoint=127.0.0.1:0", f"--nproc-per-node={processes}"]
-            launcher += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
-        shards = (
-            ()
-            if any(o.startswith("data.shards=") for o in overrides)
-            else (f"data.shards={self.folder}/set",)
-        )
-        words = [str(self.folder / "config.yaml"), f"run={run}", *shards, *overrides]
-        command = [*launcher, str(TRAINEE), str(audit), str(poison), *words]
-        # Without the first, restarted workers look for the store of those that died.
-        settings = {
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-        }
+        words = [str(self.folder / "config.yaml"), f"run={run}", f"data.shards={self.folder}/set", *overrides]
+        command = launch_command(str(TRAINEE), str(audit), str(poison), *words, processes=processes)
         process = subprocess.Popen(
             command,
-            env={**os.environ, **settings, **(env or {})},
+            env={**os.environ, **ENVIRONMENT, **(env or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        return Running(process, run)
+        return StartedRun(process, run)
 
-    def finish(
+    def complete(
         self, run: Path, *overrides: str, processes: int = 1, env: dict[str, str] | None = None
     ) -> str:
-        """Starts a run and waits until it is done."""
-        status, said = self.start(run, *overrides, processes=processes, env=env).end()
-        if status:
-            raise NotSurvived(f"exit status {status}: {said[-400:]}")
-        return said
+        """Start a run, wait until it is complete and return its output; arguments as of `start`.
 
-    def refused(self, running: Running, *words: str, status: int | None = 2) -> str:
-        """Waits for an end with a clear line that holds some words; returns it."""
-        code, said = running.end()
-        lines = [line for line in said.splitlines() if all(w in line for w in words)]
+        Raises:
+            DrillError: it ended with an exit status other than 0.
+        """
+        return self.start(run, *overrides, processes=processes, env=env).wait_for_success()
+
+    def expect_error(self, started: StartedRun, *words: str, status: int | None = 2) -> str:
+        """Wait for a run that ends with an error message, and return the message.
+
+        Args:
+            started: the run.
+            words: all of them must occur in the message, which must not come after a traceback.
+            status: the exit status; None: any but 0, as torchrun ends with its own.
+
+        Raises:
+            DrillError: the run ended in another way.
+        """
+        code, output = started.wait()
+        lines = [line for line in output.splitlines() if all(w in line for w in words)]
         if (
             code == 0
             or (status is not None and code != status)
             or not lines
-            or "Traceback" in said.split(lines[0])[0]
+            or "Traceback" in output.split(lines[0])[0]
         ):
-            raise NotSurvived(f"exit status {code} without a line on {', '.join(words)}: {said[-400:]}")
-        return lines[0].replace(str(self.folder), "...")[:160]
+            raise DrillError(f"exit status {code} without a line on {', '.join(words)}: {output[-400:]}")
+        return self.shorten(lines[0].removeprefix("error: "))
+
+    def resume_message(self, output: str) -> str:
+        """Return the line in which a run names the checkpoint that it continues from.
+
+        Raises:
+            DrillError: there is none; the run started from its first step.
+        """
+        for line in output.splitlines():
+            if "continuing from" in line:
+                return self.shorten(line)
+        raise DrillError(f"continued from no checkpoint: {output[-400:]}")
+
+    def shorten(self, line: str) -> str:
+        """Return a line for the report, without the path of the drill's folder."""
+        return line.replace(str(self.folder), "...")[:LINE_LENGTH].rstrip()
 
     def reference(self, processes: int) -> Path:
-        """An undisturbed run on so many processes."""
+        """Return an undisturbed run on this number of processes; the first call trains it."""
         if processes not in self.references:
             run = self.folder / f"undisturbed{processes}"
-            self.finish(run, processes=processes)
+            self.complete(run, processes=processes)
             self.references[processes] = run
         return self.references[processes]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault: its name, what is done, on how many processes, and whether the weights must be identical."""
+    """A fault that a run meets.
+
+    Attributes:
+        name: by which `--only` selects it.
+        description: what is done to the run.
+        inflict: does it to a run folder of a drill, completes the run and returns an observation.
+        processes: number of processes of the run.
+        identical: whether the weights must be those of the undisturbed run.
+    """
 
     name: str
-    done: str
+    description: str
     inflict: Callable[[Drill, Path], str]
     processes: int = 1
     identical: bool = True
 
 
-def seen_by(run: Path) -> dict[tuple[int, int], list[int]]:
-    """What a run has learned from: image numbers by (step, lane), from the last process that did it."""
-    seen: dict[tuple[int, int], list[int]] = {}
-    for file in sorted(run.with_name(run.name + ".audit").iterdir()):
+def audit_folder(run: Path) -> Path:
+    """Return the folder in which trainee.py records the images of a run."""
+    return run.with_name(run.name + ".audit")
+
+
+def images_by_step(run: Path) -> dict[tuple[int, int], list[int]]:
+    """Return the numbers of the images that a run used, by (step, lane).
+
+    Of a step that was done several times, the images of the last process that did it count, since the work of
+    the others is not part of the final weights.
+    """
+    images: dict[tuple[int, int], list[int]] = {}
+    for file in sorted(audit_folder(run).iterdir()):
         for line in file.read_text().splitlines():
             try:
                 step, lane, numbers = json.loads(line)
             except ValueError:
-                continue  # cut by a kill: the step was not done
+                continue  # cut by a kill, before the step was done
             if step < STEPS:
-                seen[step, lane] = numbers
-    return seen
+                images[step, lane] = numbers
+    return images
 
 
-def weights(run: Path) -> dict[str, np.ndarray]:
+def final_weights(run: Path) -> dict[str, np.ndarray]:
+    """Return all arrays of a run's last checkpoint."""
     folder = run / "checkpoints" / f"step_{STEPS:08d}"
     return {f"{f.stem}.{k}": v for f in folder.glob("*.safetensors") for k, v in load_file(f).items()}
 
 
 def compare(drill: Drill, result: Result, run: Path, processes: int) -> None:
-    """Fills in what a fault did to the weights and to the images seen, against the undisturbed run."""
+    """Compare the images and the weights of a run with those of the undisturbed run.
+
+    Args:
+        drill: contains both runs.
+        result: its fields `weights`, `samples_lost` and `samples_doubled` are set.
+        run: the run folder.
+        processes: number of processes of the undisturbed run.
+    """
     reference = drill.peers.get(run) or drill.reference(processes)
-    seen, expected = seen_by(run), seen_by(reference)
+    images, expected = images_by_step(run), images_by_step(reference)
     for key, numbers in expected.items():
-        missing, extra = Counter(numbers), Counter(seen.get(key, []))
-        reported = extra.pop(-1, 0)  # broken images whose place was taken: said and counted
-        result.samples_lost += max(0, (missing - extra).total() - reported)
+        missing, extra = Counter(numbers), Counter(images.get(key, []))
+        substituted = extra.pop(-1, 0)  # reported by the run, so not lost
+        result.samples_lost += max(0, (missing - extra).total() - substituted)
         result.samples_doubled += (extra - missing).total()
-    ours, theirs = weights(run), weights(reference)
-    equal = ours.keys() == theirs.keys() and all(np.array_equal(ours[k], theirs[k]) for k in ours)
+    actual, wanted = final_weights(run), final_weights(reference)
+    equal = actual.keys() == wanted.keys() and all(np.array_equal(actual[k], wanted[k]) for k in actual)
     result.weights = "identical" if equal else "different"

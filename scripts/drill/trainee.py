@@ -1,4 +1,4 @@
-"""A training run that writes down which images each process sees: AUDIT_FOLDER POISON WORDS..."""
+"""The training command line, which also records the images of each step: AUDIT_FOLDER POISON WORDS..."""
 
 import json
 import os
@@ -10,38 +10,42 @@ from pathlib import Path
 import torch
 
 from infogan_dist.data.loader import Batch, Loader
+from infogan_dist.model.latents import Latents
 from infogan_dist.train import main
-from infogan_dist.training.step import TrainStep
+from infogan_dist.training.step import StepResult, TrainStep
 
 
-def trainee(audit: Path, poison: int, words: list[str]) -> None:
-    """The training command line. Each process appends (step, image numbers) to a file of its own.
+def train_recorded(audit: Path, poison: int, words: list[str]) -> None:
+    """Train, and record which images each lane contributes to each step.
 
     Args:
-        poison: a step in which one image is not finite; -1: none.
+        audit: folder in which each process writes a file with lines [step, lane, image numbers]; -1 stands
+            for an image that takes the place of a broken one.
+        poison: a step in which one image contains a NaN; -1: none.
+        words: arguments of `infogan_dist.train`.
     """
-    read, run_step = Loader.batches, TrainStep.run
+    read_batches, run_step = Loader.batches, TrainStep.run
 
-    def recorded(self: Loader, step: int) -> Iterator[Batch]:
+    def recorded_batches(self: Loader, step: int) -> Iterator[Batch]:
         with (audit / f"{time.time_ns()}-{os.getpid()}").open("a", buffering=1) as log:
-            for k, batch in enumerate(read(self, step), start=step):
+            for k, batch in enumerate(read_batches(self, step), start=step):
                 share = self.order.share
                 for i, lane in enumerate(self.lanes):
                     rows = slice(i * share, (i + 1) * share)
                     numbers = batch.images[rows, 0, 0, 0].long() * 256 + batch.images[rows, 0, 0, 1]
-                    seen = torch.where(batch.substituted[rows], -1, numbers)
-                    log.write(json.dumps([k, lane, seen.tolist()]) + "\n")
+                    numbers = torch.where(batch.substituted[rows], -1, numbers)
+                    log.write(json.dumps([k, lane, numbers.tolist()]) + "\n")
                 yield batch
 
-    def poisoned(self: TrainStep, real: torch.Tensor, latents: object) -> object:
+    def poisoned_step(self: TrainStep, real: torch.Tensor, latents: Latents) -> StepResult:
         if self.state.step == poison:
             real = real.clone()
             real[0] = torch.nan
-        return run_step(self, real, latents)  # type: ignore[arg-type]
+        return run_step(self, real, latents)
 
-    Loader.batches, TrainStep.run = recorded, poisoned  # type: ignore[method-assign,assignment]
+    Loader.batches, TrainStep.run = recorded_batches, poisoned_step  # type: ignore[method-assign]
     main(words)
 
 
 if __name__ == "__main__":
-    trainee(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    train_recorded(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

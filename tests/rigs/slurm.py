@@ -1,10 +1,8 @@
-"""Real Slurm with two nodes on this one machine, for root and without systemd."""
+"""A real Slurm cluster with two nodes on this machine; it needs root, but not systemd."""
 
 import os
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, environment, free_port
+from tests.conftest import ROOT, free_port
+from tests.rigs.processes import venv_environment, wait_until
 
 NODES = ("n1", "n2")
-CPUS, GPUS = 4, 2  # a node's, whatever this machine has
-UNDER_WAY = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
-SOON_S = 2  # a job that starts in the second in which it was requeued is taken for the one that was ended
+CPUS, GPUS = 4, 2  # of a node, whatever this machine has
+ACTIVE_STATES = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
+# Slurm confuses a job that starts in the second in which it was requeued with the one that was ended.
+START_DELAY_S = 2
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONF = """
 ClusterName=rig
@@ -55,7 +55,7 @@ NODE = (
     "NodeName={name} NodeAddr={address} Port={port} CPUs={cpus} Boards=1 SocketsPerBoard=1 "
     "CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=4000 Gres=gpu:{gpus}"
 )
-# A node is a host of its own, with a core of its own: its jobs inherit name, /etc/hosts and affinity.
+# Each node has a host name, an /etc/hosts and a processor core, which its jobs inherit.
 START_NODE = """hostname "$1"; mount --bind "$2/hosts" /etc/hosts
 exec taskset --cpu-list "$3" slurmd -D -N "$1" -f "$2/slurm.conf"
 """
@@ -63,18 +63,18 @@ exec taskset --cpu-list "$3" slurmd -D -N "$1" -f "$2/slurm.conf"
 
 @dataclass
 class Slurm:
-    """A cluster that is up.
+    """A running cluster.
 
     Attributes:
-        folder: its state and logs, and the jobs' output.
-        env: what its commands, and the jobs they submit, run with.
+        folder: contains its state and logs, and the output of the jobs.
+        env: the environment of its commands, and of the jobs that they submit.
     """
 
     folder: Path
     env: dict[str, str]
 
-    def call(self, *command: object, check: bool = True) -> str:
-        """What a Slurm command says; one that fails fails the test, if that is checked."""
+    def run(self, *command: object, check: bool = True) -> str:
+        """Run a command and return its output; if `check` is set, a command that fails fails the test."""
         words = list(map(str, command))
         done = subprocess.run(
             words, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -83,47 +83,51 @@ class Slurm:
         return done.stdout
 
     def submit(self, *arguments: object) -> str:
-        """Submits a job from the repository's folder; returns its id."""
+        """Submit a job from the repository's folder, and return its id."""
         output = self.folder / "job-%j.out"
-        return self.call("sbatch", "--parsable", "--chdir", ROOT, "--output", output, *arguments).strip()
+        return self.run("sbatch", "--parsable", "--chdir", ROOT, "--output", output, *arguments).strip()
 
-    def job(self, job: str) -> dict[str, str]:
-        """What `scontrol show job` knows of a job."""
-        pairs = (word.partition("=") for word in self.call("scontrol", "-o", "show", "job", job).split())
+    def state(self, job: str) -> dict[str, str]:
+        """Return the fields of a job, as `scontrol show job` prints them."""
+        pairs = (word.partition("=") for word in self.run("scontrol", "-o", "show", "job", job).split())
         return {name: value for name, _, value in pairs}
 
-    def said(self, job: str) -> str:
-        """A job's output, over all its starts."""
-        path = self.folder / f"job-{self.job(job)['JobId']}.out"
+    def output(self, job: str) -> str:
+        """Return the output of a job, over all its starts."""
+        path = self.folder / f"job-{self.state(job)['JobId']}.out"
         return path.read_text() if path.exists() else ""
 
-    def wait(self, job: str, holds: Callable[[dict[str, str]], bool], timeout: float = 240) -> dict[str, str]:
-        """Waits until something holds of a job; spares a requeued one the two minutes Slurm makes it wait."""
+    def wait(self, job: str, condition: Callable[[dict[str, str]], bool]) -> dict[str, str]:
+        """Wait until the fields of a job fulfil a condition, and return them.
 
-        def look() -> bool:
-            about = self.job(job)
-            held = holds(about)
-            assert held or about["JobState"] in UNDER_WAY, f"job {job}: {about}\n{self.said(job)}"
-            if about["Reason"] == "BeginTime" and _seconds_until(about["EligibleTime"]) > 2 * SOON_S:
-                # It may start meanwhile, and can then not be updated.
-                self.call("scontrol", "update", f"JobId={job}", f"StartTime=now+{SOON_S}", check=False)
-            return held
+        Slurm delays the start of a requeued job by two minutes; the delay is shortened.
+        """
 
-        until(look, timeout, lambda: f"job {job}: {self.job(job)}\n{self.said(job)}")
-        return self.job(job)
+        def fulfilled() -> bool:
+            state = self.state(job)
+            result = condition(state)
+            assert result or state["JobState"] in ACTIVE_STATES, f"job {job}: {state}\n{self.output(job)}"
+            if state["Reason"] == "BeginTime" and _seconds_until(state["EligibleTime"]) > 2 * START_DELAY_S:
+                # Not checked: a job that has started in the meantime cannot be updated.
+                start_time = f"StartTime=now+{START_DELAY_S}"
+                self.run("scontrol", "update", f"JobId={job}", start_time, check=False)
+            return result
 
-    def end(self, job: str) -> dict[str, str]:
-        """Waits for a job's end."""
-        return self.wait(job, lambda about: about["JobState"] not in UNDER_WAY)
+        wait_until(fulfilled, describe=lambda: f"job {job}: {self.state(job)}\n{self.output(job)}")
+        return self.state(job)
+
+    def wait_for_end(self, job: str) -> dict[str, str]:
+        """Wait for the end of a job, and return its fields."""
+        return self.wait(job, lambda state: state["JobState"] not in ACTIVE_STATES)
 
 
 def _seconds_until(time_of_day: str) -> float:
     return (datetime.fromisoformat(time_of_day) - datetime.now()).total_seconds()
 
 
-def trainers(**named: str) -> list[tuple[int, dict[str, str]]]:
-    """The training processes, each with its environment, that were started with these variables."""
-    found = []
+def training_processes(**variables: str) -> list[tuple[int, dict[str, str]]]:
+    """Return the pid and the environment of each training process that was started with these variables."""
+    processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_text(errors="replace").split("\0")
@@ -133,49 +137,40 @@ def trainers(**named: str) -> list[tuple[int, dict[str, str]]]:
         except OSError:  # it has ended
             continue
         env = {name: value for name, _, value in pairs}
-        if words[1:3] == ["-m", "infogan_dist.train"] and named.items() <= env.items():
-            found.append((int(entry.name), env))
-    return found
-
-
-def until(holds: Callable[[], bool], timeout: float, why: Callable[[], str]) -> None:
-    """Waits until something holds; says why it should have after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not holds():
-        assert time.monotonic() < deadline, why()
-        time.sleep(0.1)
+        if words[1:3] == ["-m", "infogan_dist.train"] and variables.items() <= env.items():
+            processes.append((int(entry.name), env))
+    return processes
 
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Slurm]:
-    """Brings the cluster up in a folder, and takes it down with all that its jobs have started.
+    """Start a cluster in a folder, and stop it with all its jobs at the end.
 
-    Skips the test where Slurm or the rights for it are missing.
+    The test is skipped where Slurm is not installed, or without root.
     """
     missing = [name for name in DAEMONS if shutil.which(name) is None]
     if missing:
-        pytest.skip(f"no {', '.join(missing)} here; on Debian: apt-get install slurm-wlm munge")
+        pytest.skip(f"{', '.join(missing)} missing; on Debian: apt-get install slurm-wlm munge")
     if os.geteuid() != 0:
-        pytest.skip("Slurm's daemons are started as root only")
+        pytest.skip("Slurm's daemons need root")
     _configure(folder)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    slurm = Slurm(folder, {**environment(), "SLURM_CONF": str(folder / "slurm.conf"), "PATH": path})
+    slurm = Slurm(folder, {**venv_environment(), "SLURM_CONF": str(folder / "slurm.conf")})
     socket, key = f"--socket={folder}/munge.socket", f"--key-file={folder}/munge.key"
     munged = ["munged", "--foreground", "--force", socket, key, f"--pid-file={folder}/munge.pid"]
     munged += [f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed"]
     with ExitStack() as stack:
         stack.enter_context(_daemon(munged, slurm))
-        until(lambda: (folder / "munge.socket").exists(), 20, lambda: _logs(folder))
+        wait_until((folder / "munge.socket").exists, 20, lambda: _logs(folder))
         stack.enter_context(_daemon(["slurmctld", "-D", "-f", slurm.env["SLURM_CONF"]], slurm))
         for name, core in zip(NODES, cycle(os.sched_getaffinity(0)), strict=False):
             node = ["sh", "-c", START_NODE, "sh", name, str(folder), str(core)]
             stack.enter_context(_daemon(["unshare", "--uts", "--mount", *node], slurm))
-        until(lambda: _idle(slurm) == len(NODES), 60, lambda: _logs(folder))
+        wait_until(lambda: _idle_nodes(slurm) == len(NODES), 60, lambda: _logs(folder))
         try:
             yield slurm
         finally:
-            slurm.call("scancel", "--user=root")
-            until(lambda: _idle(slurm) == len(NODES), 60, lambda: _logs(folder))
+            slurm.run("scancel", "--user=root")
+            wait_until(lambda: _idle_nodes(slurm) == len(NODES), 60, lambda: _logs(folder))
 
 
 def _configure(folder: Path) -> None:
@@ -187,7 +182,7 @@ def _configure(folder: Path) -> None:
         hosts += f"{address} {name}\n"
     (folder / "slurm.conf").write_text(text)
     (folder / "hosts").write_text(hosts)
-    # GPUs that nothing can compute on, but that Slurm counts and hands out as it does real ones
+    # These GPUs cannot compute, but Slurm counts and assigns them like real ones.
     for i in range(GPUS):
         os.mknod(folder / f"gpu{i}", 0o020666, os.makedev(1, 3))
     (folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={folder}/gpu[0-{GPUS - 1}]\n")
@@ -210,8 +205,8 @@ def _daemon(command: list[str], slurm: Slurm) -> Iterator[None]:
             process.wait()
 
 
-def _idle(slurm: Slurm) -> int:
-    """How many nodes are idle; none while the controller does not answer yet."""
+def _idle_nodes(slurm: Slurm) -> int:
+    """Return the number of idle nodes; 0 while the controller does not answer yet."""
     command = ["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"]
     done = subprocess.run(command, env=slurm.env, capture_output=True, text=True, timeout=60, check=False)
     return len(set(done.stdout.split())) if done.returncode == 0 else 0

@@ -1,23 +1,24 @@
-"""Several hosts, by accelerate and by torchrun: the same weights, bit for bit, as one host's processes."""
+"""Two hosts, by accelerate and by torchrun, give the weights of two processes on one host, bit for bit."""
 
 import os
 import shlex
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import Runner, same_weights, weights
 from tests.rigs.hosts import Host, two_hosts
+from tests.rigs.processes import wait_until
 from tests.test_launch import LAUNCH, command_in, tiny_options
 
 pytestmark = pytest.mark.rig
 Weights = Callable[..., dict[str, torch.Tensor]]
-PORT = "29400"  # of the hosts' own, where nobody else listens
+PORT = "29400"  # of the hosts, whose ports are separate from those of this machine
 TORCHRUN = command_in(LAUNCH / "torchrun.sh")
 
 
@@ -29,7 +30,7 @@ def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
 
 @pytest.fixture
 def expected(run_module: Runner, tiny: Path, tmp_path: Path) -> Weights:
-    """The weights of two processes on one host."""
+    """Return a function that trains two processes on one host and returns their weights."""
 
     def run(steps: int, *options: str) -> dict[str, torch.Tensor]:
         words = [*tiny_options(tiny, tmp_path / "one_host", steps), *options]
@@ -39,26 +40,17 @@ def expected(run_module: Runner, tiny: Path, tmp_path: Path) -> Weights:
     return run
 
 
-def finish(hosts: tuple[Host, Host], launchers: list[subprocess.Popen[bytes]]) -> None:
+def wait_for_success(hosts: tuple[Host, Host], launchers: list[subprocess.Popen[bytes]]) -> None:
+    """Wait for the launchers, which must end with exit status 0."""
     for launcher in launchers:
         launcher.wait(timeout=300)
-    said = "".join(host.log.read_text() for host in hosts)
-    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    output = "".join(host.log.read_text() for host in hosts)
+    assert [launcher.returncode for launcher in launchers] == [0, 0], output
 
 
 def workers(launcher: subprocess.Popen[bytes]) -> set[int]:
-    """The processes that a launcher has started."""
+    """Return the pids of the processes that a launcher has started."""
     return set(map(int, Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()))
-
-
-def until(
-    reached: Callable[[], bool], launchers: list[subprocess.Popen[bytes]], timeout: float = 240
-) -> None:
-    deadline = time.monotonic() + timeout
-    while not reached():
-        assert all(launcher.poll() is None for launcher in launchers), "ended too early"
-        assert time.monotonic() < deadline, "took too long"
-        time.sleep(0.02)
 
 
 def test_accelerate_trains_on_two_hosts(
@@ -68,15 +60,18 @@ def test_accelerate_trains_on_two_hosts(
     assert "--machine_rank 0 --main_process_ip HOST" in head
     launchers = []
     for rank, host in enumerate(hosts):
-        here = head.replace("_rank 0", f"_rank {rank}").replace("HOST", f"{hosts[0].name} --num_processes 2")
-        launchers.append(
-            host.start(*here.split(), *tiny_options(tiny, tmp_path / "run"), "train.processes=2")
+        command = head.replace("_rank 0", f"_rank {rank}").replace(
+            "HOST", f"{hosts[0].name} --num_processes 2"
         )
-    finish(hosts, launchers)
+        launchers.append(
+            host.start(*command.split(), *tiny_options(tiny, tmp_path / "run"), "train.processes=2")
+        )
+    wait_for_success(hosts, launchers)
     assert same_weights(weights(tmp_path / "run", 4), expected(4))
 
 
-def torchrun(hosts: tuple[Host, Host], options: list[str]) -> list[subprocess.Popen[bytes]]:
+def start_torchrun(hosts: tuple[Host, Host], options: list[str]) -> list[subprocess.Popen[bytes]]:
+    """Start a launcher on each host, and return both."""
     variables = {"NODES": "2", "RENDEZVOUS": f"{hosts[0].name}:{PORT}"}
     return [host.start(*TORCHRUN, *options, "train.processes=2", **variables) for host in hosts]
 
@@ -84,26 +79,28 @@ def torchrun(hosts: tuple[Host, Host], options: list[str]) -> list[subprocess.Po
 def test_torchrun_trains_on_two_hosts(
     hosts: tuple[Host, Host], expected: Weights, tiny: Path, tmp_path: Path
 ):
-    finish(hosts, torchrun(hosts, tiny_options(tiny, tmp_path / "run")))
+    wait_for_success(hosts, start_torchrun(hosts, tiny_options(tiny, tmp_path / "run")))
     assert same_weights(weights(tmp_path / "run", 4), expected(4))
 
 
-@pytest.mark.parametrize("victim", [0, 1], ids=["where they meet", "the other"])
-def test_torchrun_starts_all_workers_again_when_one_is_killed(
+@pytest.mark.parametrize("victim", [0, 1], ids=["rendezvous host", "other host"])
+def test_torchrun_restarts_all_workers_when_one_is_killed(
     hosts: tuple[Host, Host], expected: Weights, tiny: Path, tmp_path: Path, victim: int
 ):
-    often = ["checkpoint.every=10", "train.log_every=20"]
-    launchers = torchrun(hosts, [*tiny_options(tiny, tmp_path / "run", 100), *often])
-    until(lambda: any(tmp_path.glob("run/checkpoints/step_*")), launchers)
+    options = ["checkpoint.every=10", "train.log_every=20"]
+    launchers = start_torchrun(hosts, [*tiny_options(tiny, tmp_path / "run", 100), *options])
+    # Polled often: the kill has to come before the short run is complete.
+    poll: dict[str, Any] = {"processes": launchers, "interval": 0.02}
+    wait_until(lambda: any(tmp_path.glob("run/checkpoints/step_*")), **poll)
     before = [workers(launcher) for launcher in launchers]
-    (killed,) = before[victim]
-    os.kill(killed, signal.SIGKILL)
+    (worker,) = before[victim]
+    os.kill(worker, signal.SIGKILL)
 
     def all_are_new() -> bool:
         now = [workers(launcher) for launcher in launchers]
         return all(now) and not any(a & b for a, b in zip(now, before, strict=True))
 
-    until(all_are_new, launchers)
-    finish(hosts, launchers)
-    assert "going on from" in "".join(host.log.read_text() for host in hosts)
-    assert same_weights(weights(tmp_path / "run", 100), expected(100, *often))
+    wait_until(all_are_new, **poll)
+    wait_for_success(hosts, launchers)
+    assert "continuing from" in "".join(host.log.read_text() for host in hosts)
+    assert same_weights(weights(tmp_path / "run", 100), expected(100, *options))

@@ -1,7 +1,6 @@
 """Kills at random moments: every run ends with the weights and metrics of an undisturbed one, bit for bit."""
 
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ SEED = 20261125
 OPTIONS = ["train.log_every=10", "checkpoint.every=25", "checkpoint.keep=2"]
 # By number of processes: kills, steps of the run, and the longest time from a start to a kill in seconds. The
 # latter covers the start, loading, training and saving.
-KILLS = {1: (20, 2000, 2.0), 2: (20, 1200, 3.0), 4: (10, 600, 5.0)}
+KILLS = {1: (20, 1000, 1.5), 2: (20, 600, 2.0), 4: (10, 300, 3.0)}
 
 
 @pytest.mark.parametrize("processes", KILLS)
@@ -35,11 +34,9 @@ def test_a_run_that_is_killed_at_random_moments_ends_like_an_undisturbed_one(
         moments.append(rng.uniform(0, longest))
         time.sleep(moments[-1])
         # Of several processes one dies first, at random, as with a lost node.
-        victims = [p for p in rng.sample(started.processes, len(started.processes)) if p.pid and p.is_alive()]
-        for process in victims:
+        for process in rng.sample(started.processes, processes):
             process.kill()
             time.sleep(rng.choice([0, 0, 0.05]))
-        started.send(signal.SIGKILL) if any(p.is_alive() for p in started.processes) else None
         started.wait()
         assert list((run / "checkpoints").glob("step_*")), (i, moments)
     run_module("train", *options, f"run={run}", processes=processes)

@@ -1,4 +1,4 @@
-"""Memory over ten million samples, and a part of the fault drill."""
+"""Memory while reading ten million samples, and a part of the fault drill."""
 
 import json
 import subprocess
@@ -22,14 +22,14 @@ def resident():
 manifest = load_manifest(sys.argv[1])
 order = Order(0, [s.samples for s in manifest.shards], 8, 1024)
 loader = Loader(manifest, order, range(8), workers=1, cache_bytes=2**30)
-stream, seen, marks = loader.batches(0), 0, [60_000, 10_000_000]
+batches, count, marks = loader.batches(0), 0, [60_000, 10_000_000]
 while marks:
-    seen += len(next(stream).images)
-    if seen >= marks[0]:
+    count += len(next(batches).images)
+    if count >= marks[0]:
         print(resident())
         marks.pop(0)
 """
-# One of each kind; the whole drill takes longer than tests may.
+# One fault of each kind; the full drill would take too long for a test.
 QUICK = [
     "kill-worker-0",
     "usr1-one",
@@ -42,7 +42,7 @@ QUICK = [
 ]
 
 
-def test_memory_stays_flat_over_ten_million_samples(digits: Path):
+def test_memory_is_constant_over_ten_million_samples(digits: Path):
     command = [sys.executable, "-c", STREAM, str(digits)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=True)
     early, late = map(int, done.stdout.split())

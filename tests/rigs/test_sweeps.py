@@ -1,4 +1,4 @@
-"""W&B's real command line against a server on loopback: sweeps, and runs that go on."""
+"""W&B's real command line with a server on the loopback interface: sweeps, and runs that are resumed."""
 
 import os
 import signal
@@ -14,8 +14,9 @@ import yaml
 
 from infogan_dist.config.load import load_config, read_config
 from infogan_dist.errors import EXIT_STOPPED
-from tests.conftest import Runner, environment, read_metrics
+from tests.conftest import Runner, read_metrics
 from tests.rigs.fake_wandb import ENTITY, PROJECT, FakeWandb, serving
+from tests.rigs.processes import venv_environment, wait_until
 from tests.test_sweeps import nested
 
 pytestmark = pytest.mark.rig
@@ -23,8 +24,8 @@ TRAIN = ["-m", "infogan_dist.train"]
 TORCHRUN = ["torchrun", "--standalone", "--nproc-per-node=1"]
 ACCELERATE = ["accelerate", "launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
 ACCELERATE += ["--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1"]
-MIRRORED = {"tracking.trackers": ["wandb"]}
-ENDLESS = {**MIRRORED, "checkpoint.every": 10**6}
+LOGGED_TO_WANDB = {"tracking.trackers": ["wandb"]}
+ENDLESS = {**LOGGED_TO_WANDB, "checkpoint.every": 10**6}
 
 
 @pytest.fixture
@@ -35,85 +36,86 @@ def server() -> Iterator[FakeWandb]:
 
 @pytest.fixture
 def start(server: FakeWandb, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a command of a user who is logged in to the server; what still runs at the end is stopped."""
-    bin_folder = Path(sys.executable).parent
-    env = {**environment(), **server.environment(), "HOME": str(tmp_path), "ACCELERATE_USE_CPU": "true"}
-    env |= {"PATH": f"{bin_folder}:{env['PATH']}", "WANDB_DIR": str(tmp_path)}
-    started = []
+    """Return a function that starts a command as a user who is logged in; it is stopped at the end."""
+    env = {**venv_environment(), **server.environment(), "ACCELERATE_USE_CPU": "true"}
+    env |= {"HOME": str(tmp_path), "WANDB_DIR": str(tmp_path)}
+    processes = []
 
     def popen(*words: Any) -> subprocess.Popen[str]:
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         process = subprocess.Popen(list(map(str, words)), env=env, **pipes)
-        started.append(process)
+        processes.append(process)
         return process
 
     yield popen
-    for process in started:
+    for process in processes:
         if process.poll() is None:
-            for _ in range(2):  # the second makes the agent end its run
+            for _ in range(2):  # at the second signal the agent ends its run
                 process.send_signal(signal.SIGINT)
                 time.sleep(1)
             process.communicate(timeout=200)
 
 
-def said(process: subprocess.Popen[str], status: int = 0) -> str:
-    text = process.communicate(timeout=500)[0]
-    assert process.returncode == status, text
-    return text
+def output_of(process: subprocess.Popen[str], status: int = 0) -> str:
+    """Wait for the end of a process, check its exit status, and return its output."""
+    output = process.communicate(timeout=500)[0]
+    assert process.returncode == status, output
+    return output
 
 
 def start_sweep(
-    start: Any, tiny: Path, launcher: list[str], parameters: dict[str, Any], *more: str
+    start: Any, tiny: Path, launcher: list[str], parameters: dict[str, Any], *configs: str
 ) -> subprocess.Popen[str]:
-    """An agent on a new sweep, whose runs lie in `sweep/` beside the config file."""
+    """Create a sweep and start an agent on it; the run folders are in `sweep/`, next to the config file.
+
+    Args:
+        start: the fixture.
+        tiny: the config file.
+        launcher: starts the processes of a run.
+        parameters: of the sweep.
+        configs: more config files.
+    """
     run = f"run={tiny.parent}/sweep/${{oc.env:WANDB_RUN_ID}}"
-    command = ["${env}", *launcher, *TRAIN, str(tiny), *more, run, "${args_no_hyphens}"]
+    command = ["${env}", *launcher, *TRAIN, str(tiny), *configs, run, "${args_no_hyphens}"]
     sweep = {"program": "train", "method": "grid", "command": command, "parameters": parameters}
     path = tiny.parent / "sweep.yaml"
     path.write_text(yaml.dump(sweep))
-    text = said(start("wandb", "sweep", path))
-    assert "Creating sweep with ID: sweep0" in text
+    output = output_of(start("wandb", "sweep", path))
+    assert "Creating sweep with ID: sweep0" in output
     return start("wandb", "agent", f"{ENTITY}/{PROJECT}/sweep0")
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def launcher_of(agent: subprocess.Popen[str]) -> int:
-    """The process that the agent has started for its run (it has one of W&B's own, too)."""
+    """Return the pid of the process that the agent has started for its run; W&B has another child process."""
     for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split():
         if "infogan_dist.train" in Path(f"/proc/{pid}/cmdline").read_text():
             return int(pid)
-    raise AssertionError("no run is going")
+    raise AssertionError("the agent has started no run")
 
 
-def mirrored(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A run's history without the pictures, and without what a clock or W&B itself adds to the metrics."""
+def logged_metrics(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the metrics in a run's history, without measured times and without W&B's own values."""
     rows = [row for row in history if "d/loss" in row]
     return [{k: v for k, v in row.items() if not k.startswith(("_", "timing/"))} for row in rows]
 
 
 def constant(values: dict[str, Any]) -> dict[str, Any]:
-    """A sweep's parameters that are the same in all its runs."""
+    """Return parameters of a sweep that have the same value in all its runs."""
     return {key: {"value": value} for key, value in values.items()}
 
 
-def stopped_at(run: Path) -> int:
-    """The step at which a run that saves at its end alone was stopped."""
-    wait_for(lambda: any((run / "checkpoints").glob("step_*")))
-    (saved,) = (run / "checkpoints").glob("step_*")
-    return int(saved.name.removeprefix("step_"))
+def stop_step(run: Path) -> int:
+    """Wait until a run that saves only at its end has been stopped, and return its last step."""
+    wait_until(lambda: any((run / "checkpoints").glob("step_*")))
+    (checkpoint,) = (run / "checkpoints").glob("step_*")
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def test_a_sweep_of_three_runs_on_two_processes_each(
     start: Any, server: FakeWandb, run_module: Runner, tiny: Path, tmp_path: Path
 ):
     values = {
-        **MIRRORED,
+        **LOGGED_TO_WANDB,
         "codes.style": None,
         "checkpoint.keep_every": None,
         "train.compile": False,
@@ -121,90 +123,98 @@ def test_a_sweep_of_three_runs_on_two_processes_each(
         "networks.recognition": [{"kind": "dense", "out": 8, "grid": False, "then": ["lrelu"]}],
     }
     parameters = {**constant(values), "optim.generator.lr": {"values": [1e-05, 0.001, 0.003]}}
-    text = said(start_sweep(start, tiny, ACCELERATE, parameters))
-    assert len(server.runs) == 3, text
+    output = output_of(start_sweep(start, tiny, ACCELERATE, parameters))
+    assert len(server.runs) == 3, output
     for name, run in server.runs.items():
-        values, folder, plain = server.suggested[name], tmp_path / "sweep" / name, tmp_path / f"plain-{name}"
+        values, folder, single = (
+            server.suggestions[name],
+            tmp_path / "sweep" / name,
+            tmp_path / f"single-{name}",
+        )
         (tmp_path / "values.yaml").write_text(yaml.dump(nested(values)))
         words = [tiny, tmp_path / "values.yaml", f"run={folder}"]
-        assert load_config(folder / "config.yaml") == read_config(list(map(str, words)))
-        # With other values on the second process the gradients, and so the losses, would be others.
-        run_module("train", *words, f"run={plain}", "tracking.trackers=[]", processes=2)
-        assert (folder / "metrics.jsonl").read_bytes() == (plain / "metrics.jsonl").read_bytes()
+        # The saved config contains the precision, which the launcher has chosen.
+        config = read_config([*map(str, words), "train.precision=fp32"])
+        assert load_config(folder / "config.yaml") == config
+        # If the second process had other values, the gradients and so the losses would differ.
+        run_module("train", *words, f"run={single}", "tracking.trackers=[]", processes=2)
+        assert (folder / "metrics.jsonl").read_bytes() == (single / "metrics.jsonl").read_bytes()
         assert run.ends == ["finished"]
         assert {key: run.config[key] for key in values} == values
-        assert mirrored(run.history) == read_metrics(folder)
+        assert logged_metrics(run.history) == read_metrics(folder)
         assert run.summary["bound/digit"] == read_metrics(folder)[-1]["bound/digit"]
     assert [run.config["optim.generator.lr"] for run in server.runs.values()] == [1e-05, 0.001, 0.003]
 
 
-def test_a_preempted_run_of_a_sweep_is_handed_out_again_and_goes_on(
+def test_a_preempted_run_of_a_sweep_is_requeued_and_continues(
     start: Any, server: FakeWandb, tiny: Path, tmp_path: Path
 ):
     length, run = tmp_path / "length.yaml", tmp_path / "sweep" / "suggested0"
     length.write_text("train: {steps: 1000000}")
     agent = start_sweep(start, tiny, ACCELERATE, constant(ENDLESS), str(length))
-    wait_for((run / "metrics.jsonl").exists)
+    wait_until((run / "metrics.jsonl").exists)
     os.kill(launcher_of(agent), signal.SIGTERM)
-    end = stopped_at(run) + 5
+    end = stop_step(run) + 5
     length.write_text(f"train: {{steps: {end}}}")
-    text = said(agent)
-    assert list(server.runs) == ["suggested0"], text
-    assert server.runs["suggested0"].ends == ["preempted", "finished"], text
-    assert [row["step"] for row in mirrored(server.runs["suggested0"].history)] == list(range(1, end + 1))
-    assert mirrored(server.runs["suggested0"].history) == read_metrics(run)
+    output = output_of(agent)
+    assert list(server.runs) == ["suggested0"], output
+    assert server.runs["suggested0"].ends == ["preempted", "finished"], output
+    assert [row["step"] for row in logged_metrics(server.runs["suggested0"].history)] == list(
+        range(1, end + 1)
+    )
+    assert logged_metrics(server.runs["suggested0"].history) == read_metrics(run)
 
 
-def test_a_run_that_a_sweep_stops_early_saves_and_makes_way(
+def test_a_run_that_a_sweep_stops_early_saves_a_checkpoint(
     start: Any, server: FakeWandb, tiny: Path, tmp_path: Path
 ):
     run = tmp_path / "sweep" / "suggested0"
     agent = start_sweep(start, tiny, TORCHRUN, constant({**ENDLESS, "train.steps": 10**6}))
-    wait_for((run / "metrics.jsonl").exists)
+    wait_until((run / "metrics.jsonl").exists)
     server.stopping.add("suggested0")
-    text = said(agent)
-    assert stopped_at(run) == read_metrics(run)[-1]["step"], text
+    output = output_of(agent)
+    assert stop_step(run) == read_metrics(run)[-1]["step"], output
 
 
-def test_an_online_run_that_was_stopped_goes_on_in_place(
+def test_a_stopped_online_run_continues_the_same_wandb_run(
     start: Any, server: FakeWandb, tiny: Path, tmp_path: Path
 ):
     (tmp_path / "endless.yaml").write_text(yaml.dump(nested(ENDLESS)))
     command, run = [sys.executable, *TRAIN, tiny, tmp_path / "endless.yaml"], tmp_path / "run"
     first = start(*command, "train.steps=1000000")
-    wait_for((run / "metrics.jsonl").exists)
+    wait_until((run / "metrics.jsonl").exists)
     first.send_signal(signal.SIGTERM)
-    said(first, EXIT_STOPPED)
-    end = stopped_at(run) + 5
-    said(start(*command, f"train.steps={end}"))
-    ((name, seen),) = server.runs.items()
+    output_of(first, EXIT_STOPPED)
+    end = stop_step(run) + 5
+    output_of(start(*command, f"train.steps={end}"))
+    ((name, record),) = server.runs.items()
     assert name == (run / "wandb_id").read_text()
-    assert seen.ends == ["preempted", "finished"]
-    assert [row["step"] for row in mirrored(seen.history)] == list(range(1, end + 1))
-    assert mirrored(seen.history) == read_metrics(run)
-    assert [row["_step"] for row in seen.history] == list(range(len(seen.history)))
+    assert record.ends == ["preempted", "finished"]
+    assert [row["step"] for row in logged_metrics(record.history)] == list(range(1, end + 1))
+    assert logged_metrics(record.history) == read_metrics(run)
+    assert [row["_step"] for row in record.history] == list(range(len(record.history)))
 
 
-def test_a_run_that_is_stopped_on_w_and_b_s_page_saves(
+def test_a_run_that_is_stopped_on_the_wandb_page_saves_a_checkpoint(
     start: Any, server: FakeWandb, tiny: Path, tmp_path: Path
 ):
     (tmp_path / "endless.yaml").write_text(yaml.dump(nested(ENDLESS)))
     process = start(sys.executable, *TRAIN, tiny, tmp_path / "endless.yaml", "train.steps=1000000")
-    wait_for(lambda: any(run.history for run in server.runs.values()))
+    wait_until(lambda: any(run.history for run in server.runs.values()))
     server.stopping.update(server.runs)
-    text = said(process, EXIT_STOPPED)
-    assert stopped_at(tmp_path / "run") == read_metrics(tmp_path / "run")[-1]["step"], text
+    output = output_of(process, EXIT_STOPPED)
+    assert stop_step(tmp_path / "run") == read_metrics(tmp_path / "run")[-1]["step"], output
 
 
-def test_an_offline_run_that_went_on_is_synced_as_one(
+def test_a_resumed_offline_run_is_synced_as_one_run(
     start: Any, server: FakeWandb, run_module: Runner, tiny: Path, tmp_path: Path
 ):
     for steps in (4, 6):
         run_module("train", tiny, "tracking.trackers=[wandb]", f"train.steps={steps}")
     folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
-    said(start("wandb", "sync", *folders))
+    output_of(start("wandb", "sync", *folders))
     ((name, run),) = server.runs.items()
     assert name == (tmp_path / "run" / "wandb_id").read_text()
-    assert mirrored(run.history) == read_metrics(tmp_path / "run")
+    assert logged_metrics(run.history) == read_metrics(tmp_path / "run")
     assert run.config["train.batch_size"] == 32

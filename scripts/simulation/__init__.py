@@ -1,0 +1,1 @@
+"""The two halves of `simulate_scale.py`: reading and communication."""
