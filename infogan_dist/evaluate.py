@@ -12,13 +12,16 @@ data.test, `scores` for scores.names; every other key=value overrides the run's 
     information      lower bound of each code on new latents, in nats, with 95% intervals
     control          rank correlation of continuous codes with slant and stroke width of generated digits
     fidelity         FID, KID, precision and recall of generated images against real ones
-    disentanglement  MIG, SAP, DCI, FactorVAE, beta-VAE, modularity, if factors of variation are known
+    conditional      whether generated images of a category show the class that was matched to it
+    disentanglement  MIG, SAP, DCI, FactorVAE, beta-VAE, modularity, explicitness, if factors of variation are
+                     known
 
 Writes RUN/scores.json (each number with its protocol), and the confusion matrix as a picture. Any number of
 processes computes the same result.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from infogan_dist.config.load import CONFIG_FILE, load_config
@@ -26,6 +29,7 @@ from infogan_dist.config.schema import SCORES
 from infogan_dist.console import exit_on_user_error, set_up_logging
 from infogan_dist.errors import ConfigError, DataError
 from infogan_dist.launcher import process_place
+from infogan_dist.scores.output import SCORES_FILE, command_line
 
 SHORT_KEYS = {"data": "data.test", "scores": "scores.names"}
 
@@ -86,10 +90,11 @@ def main(argv: list[str] | None = None) -> None:
         check_overrides(arguments.run, overrides)
         # Imported only now, so that --help and a mistake on the command line are answered at once: torch and
         # scikit-learn take seconds.
-        from infogan_dist.scores.evaluation import SCORES_FILE, evaluate_checkpoint
+        from infogan_dist.scores.evaluation import evaluate_checkpoint
 
         out = arguments.out or arguments.run / SCORES_FILE
-        table = evaluate_checkpoint(arguments.run, overrides, step, out)
+        command = command_line("evaluate", sys.argv[1:] if argv is None else argv)
+        table = evaluate_checkpoint(arguments.run, overrides, step, out, command)
     if process_place().is_first:
         print(table)
 

@@ -2,22 +2,37 @@
 
     python -m infogan_dist.scorecard configs/mnist.yaml seeds=0..4 data.test=shards/mnist-test
     python -m infogan_dist.scorecard configs/mnist.yaml seeds=0,3,7 train.steps=2000 --out results/mnist.json
+    python -m infogan_dist.scorecard compare RUN_OR_FILE ... [--out TABLE.md]
 
 Each seed is a run in RUN/seed_N, on all GPUs of this machine, or on the CPU. On SIGTERM, SIGUSR1 or Ctrl-C
 the current run saves a checkpoint, and the exit status is 75. Started again, the scorecard continues where it
 was stopped; the stored scores of seeds are used again, so that a scorecard may take several days.
 
-Writes OUT.json with each score's mean, standard deviation, worst value and value by seed, the same as a page
-(OUT.md), and each seed's scores with their protocol (OUT/seed_N.json).
+Writes OUT.json with each score's mean, 95% interval, standard deviation, worst value and value by seed, the
+same as a page (OUT.md), and each seed's scores with their protocol (OUT/seed_N.json). The scorecard covers
+all seeds of the setting that have a file there, also those that are not named.
+
+`compare` prints the scores of several runs side by side, without training anything.
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 from infogan_dist.config.load import read_config
 from infogan_dist.console import exit_on_user_error, set_up_logging
 from infogan_dist.errors import ConfigError
+from infogan_dist.scores.compare import (
+    format_csv_table,
+    format_markdown_table,
+    protocol_warnings,
+    read_columns,
+)
+from infogan_dist.scores.output import write_output
+from infogan_dist.scores.page import format_markdown
+
+logger = logging.getLogger(__name__)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -30,6 +45,15 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["compare"]:
+        compare(words[1:])
+    else:
+        train_and_score(words)
+
+
+def train_and_score(argv: list[str]) -> None:
+    """Run the command that trains and scores seeds, with its arguments."""
     parser = argparse.ArgumentParser(
         prog="scorecard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
         if out.suffix != ".json":
             raise ConfigError(f"--out {out}: the name must end in .json")
         # Imported only now, so that --help and a refused config are answered at once: torch takes seconds.
-        from infogan_dist.scores.card import format_markdown
-        from infogan_dist.scores.seed_runs import CommandFailedError, score_seeds
+        from infogan_dist.scores.command_runner import CommandFailedError
+        from infogan_dist.scores.seed_runs import score_seeds
 
         try:
             card = score_seeds(setting, numbers, out, arguments.quiet)
@@ -58,6 +82,29 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(failure.status)
     print(format_markdown(card))
     print(f"written: {out}, {out.with_suffix('.md')}, {out.with_suffix('')}/")
+
+
+def compare(argv: list[str]) -> None:
+    """Run the command that compares scores, with its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="scorecard compare",
+        description="Print a table of the scores of several runs: a row per score, a column per run.",
+    )
+    parser.add_argument(
+        "paths", metavar="RUN_OR_FILE", nargs="+", type=Path, help="run folders, score files or scorecards"
+    )
+    parser.add_argument("--out", type=Path, help="write the table there, as CSV if the name ends in .csv")
+    arguments = parser.parse_args(argv)
+    set_up_logging()
+    with exit_on_user_error():
+        columns = read_columns(arguments.paths)
+        is_csv = arguments.out is not None and arguments.out.suffix == ".csv"
+        table = format_csv_table(columns) if is_csv else format_markdown_table(columns)
+        for warning in protocol_warnings(columns):
+            logger.warning(warning)
+        if arguments.out is not None:
+            write_output(arguments.out, table)
+    print(table if arguments.out is None else f"written: {arguments.out}")
 
 
 if __name__ == "__main__":

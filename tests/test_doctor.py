@@ -3,19 +3,16 @@
 import fcntl
 import hashlib
 import json
-import logging
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from infogan_dist import doctor
-from infogan_dist.console import PACKAGE_LOGGER
 from infogan_dist.data import fetch
 from infogan_dist.preflight.examine import checks
 from infogan_dist.preflight.finding import FAIL, OK, SKIPPED, WARN
@@ -35,14 +32,10 @@ def failures(done: Done) -> dict[str, str]:
 
 
 @pytest.fixture
-def single_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The test process as if no launcher had started it, without a W&B login; restores its logging."""
+def single_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test process as if no launcher had started it, without a W&B login."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
-    handlers, propagate = PACKAGE_LOGGER.handlers, PACKAGE_LOGGER.propagate
-    yield
-    PACKAGE_LOGGER.handlers, PACKAGE_LOGGER.propagate = handlers, propagate
-    PACKAGE_LOGGER.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from PIL import Image
 from infogan_dist.data.write import write_shard_set
 from infogan_dist.scores.disentanglement import disentanglement
 from infogan_dist.scores.distributed_map import serial_map
+from infogan_dist.scores.output import code_origin, command_line
 from infogan_dist.scores.representation import Representation
 from tests.conftest import ROOT, Runner, images_source, line_of, read_metrics, same_weights, weights
 from tests.scores.conftest import factor_values, write_factor_set
@@ -31,6 +32,13 @@ class Projection(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1).float() @ self.directions / 255
+
+
+class Logarithm(torch.nn.Module):
+    """Features that are finite for black images only."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (1 - images.flatten(1).float().mean(1, keepdim=True)).log()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +83,7 @@ def test_scores_are_the_same_on_one_two_and_three_processes(
         assert done.stdout.count("accuracy_test_hungarian ") == 1
     one = results[0]
     assert one["left_out"] == {}
-    assert one["lower_is_better"] == ["fid", "kid", "fid_of_test_images"]
+    assert one["lower_is_better"] == ["fid", "kid", "fid_of_test_images", "fid_within"]
     names = (
         "accuracy_test_hungarian_recalibrated",
         "bound_digit",
@@ -139,8 +147,9 @@ def test_scores_during_training_are_logged_and_change_nothing(
         and all(name == "step" or name.startswith("score/") for name in line)
         for line in scores
     )
-    metadata = json.loads((tmp_path / "scored1/checkpoints/step_00000005/run.json").read_text())
-    assert metadata["metrics"]["score/nmi_test"] == scores[-1]["score/nmi_test"]
+    # The checkpoint with the best score is among the saved ones.
+    best = max(scores, key=lambda line: (line["score/nmi_test"], line["step"]))["step"]
+    assert (tmp_path / f"scored1/checkpoints/step_{best:08d}").is_dir()
     assert (tmp_path / "scored1/pictures/step_00000005/score_confusion_test.png").exists()
     # Each process has batch norm of its own, so the weights are others; but both processes have the same
     # scores.
@@ -149,6 +158,69 @@ def test_scores_during_training_are_logged_and_change_nothing(
         4,
         5,
     ]
+
+
+def test_the_origin_of_scores_is_recorded(run_module: Runner, trained: Path, tmp_path: Path):
+    out = tmp_path / "new" / "folder" / "scores.json"
+    run_module("evaluate", trained, "scores=information", "scores.images=50", "--out", out)
+    content = json.loads(out.read_text())
+    words = f"{trained} scores=information scores.images=50 --out {out}"
+    assert content["command"] == f"python -m infogan_dist.evaluate {words}"
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode == 0:
+        assert content["commit"] == head.stdout.strip()
+        assert isinstance(content["dirty"], bool)
+    else:
+        assert not {"commit", "dirty"} & content.keys()
+
+
+def test_passwords_are_not_recorded():
+    words = ["runs/x", "data=https://user:secret@host/set?key=secret", "s3://user:secret@bucket/x"]
+    assert command_line("evaluate", words) == (
+        "python -m infogan_dist.evaluate runs/x data=https://host/set s3://bucket/x"
+    )
+
+
+def test_an_installed_package_has_no_commit(tmp_path: Path):
+    (tmp_path / "__init__.py").touch()
+    assert code_origin(tmp_path) == {}
+    # Nor has one that lies within the checkout of another project.
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert code_origin(tmp_path) == {}
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_computing(
+    run_module: Runner, trained: Path, tmp_path: Path
+):
+    (tmp_path / "file").touch()
+    for out, message in ((tmp_path / "file" / "scores.json", "cannot be written"), (tmp_path, "is a folder")):
+        done = run_module("evaluate", trained, "scores=information", "--out", out, status=2)
+        assert message in line_of(done)
+        assert "1/1" not in done.stderr
+
+
+def test_a_feature_network_that_fails_on_the_images_is_named_in_one_line(
+    run_module: Runner, trained: Path, tmp_path: Path
+):
+    """It returns finite features of the black images that it is tried with at first."""
+    path = tmp_path / "logarithm.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, about TorchScript
+        torch.jit.script(Logarithm()).save(str(path))
+    words = [trained, f"scores.features={path}", "scores.images=50"]
+    for processes in (1, 2):
+        done = run_module("evaluate", *words, "scores=fidelity", processes=processes, status=2)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, done.stderr
+        assert "logarithm: returns" in lines[0]
+        assert "not finite" in lines[0]
+        assert "Traceback" not in done.stderr
+    out = tmp_path / "others.json"
+    done = run_module("evaluate", *words, "scores=fidelity,information", "--out", out, processes=2)
+    content = json.loads(out.read_text())
+    assert content["left_out"].keys() == {"fidelity"}
+    assert "bound_digit" in content["scores"]
+    assert done.stderr.count("warning: fidelity is not computed: ") == 1
 
 
 def test_the_confusion_matrix_is_a_picture(run_module: Runner, trained: Path):

@@ -6,7 +6,6 @@ import re
 import shlex
 import signal
 import subprocess
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from infogan_dist.errors import EXIT_STOPPED
 from tests.conftest import ROOT, Runner, environment, free_port, same_weights, weights
 from tests.rigs.hosts import half_of_the_cores
+from tests.rigs.processes import wait_until
 
 LAUNCH = ROOT / "launch"
 FILES = sorted(p for p in LAUNCH.rglob("*") if p.suffix in (".yaml", ".sh", ".sbatch"))
@@ -160,9 +160,7 @@ def test_pods_save_when_one_is_stopped_and_continue_when_restarted(
 ):
     run, rarely = tmp_path / "pods", ["train.log_every=10", "checkpoint.every=100000"]
     pods = start_pods([*tiny_options(tiny, run, 100_000), *rarely])
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until((run / "metrics.jsonl").exists, timeout=120)
     os.kill(pods[-1].pid, signal.SIGTERM)
     statuses, output = wait_for_all(pods)
     assert statuses == [EXIT_STOPPED] * len(pods), output

@@ -17,7 +17,6 @@ from torch import nn
 
 from infogan_dist.config.load import read_config
 from infogan_dist.config.schema import DataConfig
-from infogan_dist.console import PACKAGE_LOGGER
 from infogan_dist.data import loader as loader_module
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.shards import DecodedShard, Manifest, read_shard
@@ -39,13 +38,10 @@ LITTLE_SPACE = 2**30 // 25  # 25 images fit, or two shards of ten
 
 @pytest.fixture(autouse=True)
 def global_state() -> Iterator[None]:
-    """Start each test without an Accelerate state, and restore the logging that `main` sets up."""
-    logging = PACKAGE_LOGGER.handlers, PACKAGE_LOGGER.level, PACKAGE_LOGGER.propagate
+    """Start each test without an Accelerate state."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-    PACKAGE_LOGGER.handlers, level, PACKAGE_LOGGER.propagate = logging
-    PACKAGE_LOGGER.setLevel(level)
 
 
 def histogram(values: Counter[int], count: int) -> list[int]:

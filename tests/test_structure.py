@@ -29,11 +29,15 @@ MODULES = {
     "training": ("loop", "run", "monitor", "step", "state", "schedule"),
     "preflight": ("examine", "run", "data", "disk", "machine", "communication", "config", "finding"),
     "scores": (
-        "seed_runs", "card", "evaluation", "factors", "fidelity", "control", "information", "recovery",
-        "scored_model", "code_reader", "features", "score", "disentanglement", "interventions",
-        "representation", "distributed_map",
+        "seed_runs", "command_runner", "compare", "card", "page", "evaluation", "requirements",
+        "factors", "conditional", "fidelity", "feature_cache", "control", "information", "recovery",
+        "matching", "scored_model", "code_reader", "features", "output", "score", "disentanglement",
+        "predictors", "interventions", "representation", "classifier", "distributed_map",
+        "intervals",
     ),
-    "runtime": ("run_folder", "tracking", "checkpoint", "pictures", "metrics", "distributed", "device", "batch_norm"),
+    "runtime": (
+        "run_folder", "tracking", "checkpoint", "pictures", "metrics", "distributed", "device", "batch_norm",
+    ),
     "model": ("losses", "networks", "latents", "codes"),
     "data": (
         "write", "sources", "finite", "loader", "order", "shards", "images", "fetch", "transport", "s3",

@@ -13,7 +13,8 @@ from infogan_dist.errors import ConfigError
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 LOSSES = ("nonsaturating", "hinge", "least_squares")  # `model.losses.LOSSES` has an entry for each
-SCORES = ("recovery", "information", "control", "fidelity", "disentanglement")  # `scores.evaluation.SCORES`
+# `scores.evaluation.SCORES` has a function for each.
+SCORES = ("recovery", "information", "control", "fidelity", "conditional", "disentanglement")
 CODE_KINDS = ("categorical", "uniform", "gaussian", "bernoulli")
 
 
@@ -280,7 +281,9 @@ class ScoresConfig:
     images: int = field(
         10000, "images generated for a score; FID falls with more, so compare equal numbers only", minimum=2
     )
-    limit: int | None = field(None, "images of each real split to use, from its start; null: all", minimum=2)
+    limit: int | None = field(
+        None, "images of each real split to use, drawn at random over all shards; null: all", minimum=2
+    )
     ema: bool = field(True, "score the averaged generator, else the last step's")
     features: str | None = field(
         None,

@@ -109,7 +109,7 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     """Return the mean of |grad_x D(x)|^2 over real images (Mescheder et al. 2018, eq. 9, without gamma / 2).
 
     Under fp16 the gradient within the penalty is not multiplied by the loss scaler's factor, so that elements
-    below about 6e-8 become 0; the gradient of the penalty is scaled like that of every other term.
+    below 6e-8 become 0; the gradient of the penalty is scaled like that of every other term.
 
     Args:
         logits: D's logits [N] of the images, with their graph.

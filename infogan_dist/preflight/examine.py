@@ -64,6 +64,7 @@ def checks(with_run: bool) -> Iterator[Check]:
     yield Check("manifest", data.check_manifest, "config")
     yield Check("lanes", data.check_lanes, "manifest")
     yield Check("networks", run.check_networks, "manifest")
+    yield Check("scores", run.check_run_scores, "manifest")
     yield Check("checkpoints", disk.check_checkpoints, "manifest")
     yield Check("disk", disk.check_disk, "checkpoint_bytes")
     yield Check("memory", data.check_memory, "manifest")

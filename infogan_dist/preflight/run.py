@@ -6,12 +6,13 @@ import urllib.request
 
 import torch
 
+from infogan_dist.data.shards import load_manifest
 from infogan_dist.data.urls import redact_url
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_networks
 from infogan_dist.preflight.finding import OK, WARN, Finding, Findings, PreflightContext, format_bytes
 from infogan_dist.runtime import tracking
-from infogan_dist.runtime.distributed import resolve_precision, uses_cuda
+from infogan_dist.runtime.device import resolve_precision, uses_cuda
 
 WANDB_TIMEOUT_S = 5
 ADAM_MOMENTS = 2  # numbers that Adam stores per parameter
@@ -87,3 +88,19 @@ def check_networks(context: PreflightContext) -> Findings:
         parameters = ", ".join(f"{name} {count:,}" for name, count in named)
         size = format_bytes(context.checkpoint_bytes)
         yield Finding(OK, f"parameters: {parameters}; a checkpoint takes {size}")
+
+
+def check_run_scores(context: PreflightContext) -> Findings:
+    """Check that the scores which the config names can be computed for this model and these images."""
+    assert context.config
+    assert context.manifest
+    config = context.config
+    if config.train.evaluate_every is None and config.scores.names is None:
+        return
+    # scikit-learn and SciPy take a second to import, and most runs are not scored.
+    from infogan_dist.scores.requirements import check_scores
+
+    test = None if config.data.test is None else load_manifest(config.data.test)
+    check_scores(config, context.manifest, test)
+    if context.place.is_first:
+        yield Finding(OK, ", ".join(config.scores.names or ["all that the data allows"]))

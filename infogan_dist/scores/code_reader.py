@@ -57,7 +57,7 @@ class CodeReader:
         """Return a copy whose batch norm has the statistics of given images, instead of those of training.
 
         They are the mean, over the images, of the statistics of each chunk, which is normalised by its own.
-        At most the first `RECALIBRATION_IMAGES` images are used.
+        At most the first `RECALIBRATION_IMAGES` images are used, so their order must be random.
 
         Args:
             sizes: number of images of each chunk.

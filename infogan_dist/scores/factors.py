@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from infogan_dist.scores.disentanglement import disentanglement
+from infogan_dist.scores.disentanglement import disentanglement, protocols
 from infogan_dist.scores.representation import Representation
 from infogan_dist.scores.score import Score, ScoreUnavailableError
 from infogan_dist.scores.scored_model import ScoredModel
@@ -44,5 +44,6 @@ def factors(model: ScoredModel) -> Iterator[Score]:
             "factors": ", ".join(manifest.factors),
         }
         representation = Representation(codes, discrete, values.astype(np.int64))
-        for name, value in disentanglement(representation, model.config.seed, model.engine.distributed_map):
-            yield Score(name + reader.suffix, value, protocol)
+        details = protocols(representation)
+        for name, value in disentanglement(representation, model.config.seed, model.distributed_map):
+            yield Score(name + reader.suffix, value, {**protocol, **details[name]})

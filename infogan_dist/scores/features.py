@@ -85,9 +85,43 @@ class Features:
         Args:
             images: [N, C, H, W], uint8, or in [-1, 1]. The latter are rounded to uint8, because the rounding
                 of the real images alone would distinguish them from generated ones.
+
+        Raises:
+            ConfigError: the network fails on these images, or returns no row of finite features for each.
         """
         images = images.to(self.device)
-        return self.network(images if images.dtype == torch.uint8 else to_uint8(images))
+        pixels = images if images.dtype == torch.uint8 else to_uint8(images)
+        return _compute(f"scores.features: {self.name}", self.network, pixels, self.width)
+
+
+def _compute(
+    where: str, network: Callable[[Tensor], Tensor], images: Tensor, width: int | None = None
+) -> Tensor:
+    """Return a network's features.
+
+    Args:
+        where: the network, for error messages.
+        network: maps uint8 images to features.
+        images: uint8 [N, C, H, W].
+        width: the required number of features; None: any number above 0.
+
+    Raises:
+        ConfigError: the network fails, or does not return N rows of `width` finite features.
+    """
+    try:
+        result = network(images)
+    except Exception as error:  # a program of the user: any exception is possible
+        raise ConfigError(
+            f"{where}: fails on images uint8 {[len(images), 3, *images.shape[2:]]} ({_last_line(error)}); "
+            "name a network that accepts them"
+        ) from None
+    fits = result.ndim == 2 and len(result) == len(images) and result.shape[1] == (width or result.shape[1])
+    if not fits or result.shape[1] == 0 or not result.isfinite().all():
+        raise ConfigError(
+            f"{where}: returns {list(result.shape)} for {len(images)} images, or numbers that are not "
+            "finite; name a network that returns a row of finite features per image"
+        )
+    return result
 
 
 def load_features(choice: str | None, image_shape: tuple[int, int, int], device: torch.device) -> Features:
@@ -151,33 +185,23 @@ def _torchscript_features(path: Path, image_shape: tuple[int, int, int], device:
     def features(images: Tensor) -> Tensor:
         return network(images.expand(-1, 3, -1, -1), **options).flatten(1).float()
 
-    width = _feature_width(key, features, image_shape, device)
+    with torch.no_grad():
+        trial = _compute(key, features, torch.zeros(2, *image_shape, dtype=torch.uint8, device=device))
+    width = trial.shape[1]
     return Features(path.stem, _fingerprint(path), width, {}, device, features)
-
-
-@torch.no_grad()
-def _feature_width(
-    key: str, features: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int], device: torch.device
-) -> int:
-    """Return the width of a network's features. Raises `ConfigError` if it fails on two images."""
-    try:
-        result = features(torch.zeros(2, *image_shape, dtype=torch.uint8, device=device))
-    except Exception as error:  # a program of the user: any exception is possible
-        raise ConfigError(
-            f"{key}: fails on images uint8 {[2, 3, *image_shape[1:]]} ({_last_line(error)}); "
-            "name a network that accepts them"
-        ) from None
-    if len(result) != 2 or not result.isfinite().all():
-        raise ConfigError(
-            f"{key}: returns {list(result.shape)} for 2 images, or numbers that are not finite; "
-            "name a network that returns a row of finite features per image"
-        )
-    return result.shape[1]
 
 
 def _last_line(error: Exception) -> str:
     """Return the last line of an error of torch; the other lines are a traceback of the network's program."""
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def features_fingerprint(choice: str | None) -> str | None:
+    """Return the SHA-256 of the file of a config's `scores.features`; None if the file cannot be read."""
+    try:
+        return _fingerprint(DIGITS if choice is None else Path(choice))
+    except OSError:
+        return None
 
 
 def _fingerprint(path: Path) -> str:

@@ -4,29 +4,25 @@ The rows of a set have the same order on every process. Work is divided by a `Di
 depends only on its index, so that any number of processes computes the same numbers.
 """
 
-import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pooch
-import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from scipy.stats import t as student
 
+from infogan_dist.data.finite import SAMPLE_SEED
 from infogan_dist.errors import ConfigError
-from infogan_dist.files import atomic_write
-from infogan_dist.rng import permutation
+from infogan_dist.rng import permutation, uniforms
 from infogan_dist.scores.distributed_map import DistributedMap
-from infogan_dist.scores.features import DIGIT_SHAPE, Features, load_features
+from infogan_dist.scores.feature_cache import real_features
+from infogan_dist.scores.features import DIGIT_SHAPE, load_features
 from infogan_dist.scores.score import Score, ScoreUnavailableError
 from infogan_dist.scores.scored_model import ScoredModel
 
 NEIGHBOURS = 3  # k of precision and recall, as in their paper
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance, as in its paper
+RESAMPLES = 20  # of the bootstrap
 CELLS = 2**22  # distances that a process computes at a time: 32 MiB
 
 
@@ -71,9 +67,29 @@ def gaussian_distance(p: Gaussian, q: Gaussian) -> float:
     return max(float(np.square(p.mean - q.mean).sum() + traces - 2 * cross), 0.0)
 
 
+def frechet_deviation(
+    real: Gaussian, others: np.ndarray, seed: int, distributed_map: DistributedMap
+) -> float:
+    """Return the standard deviation of FID between samples of as many images, by the bootstrap.
+
+    Args:
+        real: fitted to the features of the real images.
+        others: features [N, d] of the images that are compared with them.
+        seed: of the `RESAMPLES` resamples of `others`, which are drawn with replacement.
+        distributed_map: divides the resamples among the processes.
+    """
+    count = len(others)
+
+    def resample_distance(i: int) -> list[float]:
+        rows = (uniforms(seed, "scores/bootstrap", i, 1, count)[0] * count).astype(np.int64)
+        return [gaussian_distance(real, fit_gaussian(others[rows]))]
+
+    return float(distributed_map(RESAMPLES, 1, resample_distance).std(ddof=1))
+
+
 def kernel_distance(
     a: np.ndarray, b: np.ndarray, seed: int, distributed_map: DistributedMap
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Return KID (Binkowski et al. 2018, arXiv 1801.01401, section 4).
 
     It is the mean of `squared_mmd` over 100 random subsets of 1,000 rows of each set; of sets with fewer
@@ -85,7 +101,8 @@ def kernel_distance(
         distributed_map: divides the subsets among the processes.
 
     Returns:
-        The mean, and, as in the paper, the standard deviation between subsets.
+        The mean, and, as in the paper, the standard deviation between subsets; None where all subsets would
+        be equal, because the sets have at most 1,000 rows.
 
     Raises:
         ConfigError: a set has fewer than two rows.
@@ -97,8 +114,9 @@ def kernel_distance(
         rows = [permutation(seed, f"scores/kernel/{j}", i, len(s))[:size] for j, s in enumerate((a, b))]
         return [squared_mmd(a[rows[0]], b[rows[1]])]
 
-    distances = distributed_map(SUBSETS if size == SUBSET_SIZE else 1, 1, subset_distance)
-    return float(distances.mean()), float(distances.std())
+    differ = size == SUBSET_SIZE and max(len(a), len(b)) > size
+    distances = distributed_map(SUBSETS if differ else 1, 1, subset_distance)
+    return float(distances.mean()), float(distances.std()) if differ else None
 
 
 def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
@@ -219,57 +237,60 @@ def fidelity(model: ScoredModel) -> Iterator[Score]:
             "needs scores.features=FILE, a TorchScript network, for images that are not digits of 28x28"
         )
     features = load_features(choice, shape, model.engine.device)
-    distributed_map, seed = model.engine.distributed_map, model.config.seed
-    real = _real_features(model, "train", features)
+    distributed_map, seed = model.distributed_map, model.config.seed
+    real = real_features(model, "train", features)
     generated = model.per_image(
         model.generated_sizes, features.width, lambda i: features(model.generated_chunk(i)).double().cpu()
     )
-    protocol = {
+    protocol: dict[str, Any] = {
         "samples": len(generated),
         "real_images": len(real),
+        "sampling": model.datasets["train"].sampling,
         "split": "train",
         "generator": model.generator_weights,
         "features": f"{features.name}, {features.fingerprint[:12]}",
     }
-    yield Score("fid", frechet_distance(real, generated), protocol, higher_is_better=False)
+    yield _frechet_score("fid", real, generated, protocol, model)
     mean, deviation = kernel_distance(real, generated, seed, distributed_map)
-    yield Score("kid", mean, {**protocol, "deviation": deviation}, higher_is_better=False)
+    details = {} if deviation is None else {"deviation": deviation}
+    yield Score("kid", mean, {**protocol, **details}, higher_is_better=False)
     count = min(len(real), len(generated))
     equal_sizes = {**protocol, "samples": count, "real_images": count, "neighbours": NEIGHBOURS}
-    precision, recall = precision_recall(real[:count], generated[:count], distributed_map)
+    if count < len(real):
+        equal_sizes["sampling"] = f"{count:,} random of {model.manifests['train'].samples:,} images"
+    manifolds = _random_rows(real, count), generated[:count]
+    precision, recall = precision_recall(*manifolds, distributed_map)
     yield Score("precision", precision, equal_sizes)
     yield Score("recall", recall, equal_sizes)
     if "test" in model.manifests:
-        test = _real_features(model, "test", features)
-        held_out = {"samples": len(test), "real_images": len(real), "features": protocol["features"]}
-        yield Score("fid_of_test_images", frechet_distance(real, test), held_out, higher_is_better=False)
+        test = real_features(model, "test", features)
+        names = ("real_images", "features")
+        held_out = {"samples": len(test), **{name: protocol[name] for name in names}}
+        held_out["sampling"] = f"{protocol['sampling']}; {model.datasets['test'].sampling} of the test split"
+        yield _frechet_score("fid_of_test_images", real, test, held_out, model)
 
 
-def _real_features(model: ScoredModel, split: str, features: Features) -> np.ndarray:
-    """Return a split's features, float64 [N, d], from a file in the user's cache folder where there is one.
+def _frechet_score(
+    name: str, real: np.ndarray, others: np.ndarray, protocol: dict[str, Any], model: ScoredModel
+) -> Score:
+    """Return FID with its 95% interval.
 
-    The file's name depends on what determines the features: the data, the number of images and the network.
+    The interval is centred at the distance itself and not at that of the resamples, which is too large,
+    because they repeat images.
     """
-    dataset = model.datasets[split]
-    origin = [model.manifests[split].fingerprint(), sum(dataset.sizes), features.fingerprint]
-    key = hashlib.sha256(json.dumps(origin).encode()).hexdigest()
-    path = Path(pooch.os_cache("infogan_dist")) / "features" / f"{key}.safetensors"
-    # Either all processes read the file or none does, because they compute the features together.
-    world = model.engine.world
-    if model.engine.distributed_map(world, 1, lambda i: [path.is_file()]).all():
-        return load_file(path)["features"].astype(np.float64)
-    result = model.per_image(
-        dataset.sizes,
-        features.width,
-        lambda i: features(torch.from_numpy(dataset.read(i).images)).double().cpu(),
-    )
-    _write_features(path, result)
-    return result
+    gaussian = fit_gaussian(real)
+    value = gaussian_distance(gaussian, fit_gaussian(others))
+    deviation = frechet_deviation(gaussian, others, model.config.seed, model.distributed_map)
+    half = float(student.ppf(0.975, RESAMPLES - 1)) * deviation
+    details = {
+        "interval_95": [max(value - half, 0.0), value + half],
+        "interval": f"{RESAMPLES} bootstrap resamples of the images that are compared with the real ones",
+    }
+    return Score(name, value, {**protocol, **details}, higher_is_better=False)
 
 
-def _write_features(path: Path, features: np.ndarray) -> None:
-    """Write features for later calls; if the folder cannot be written, they are computed again each time."""
-    with contextlib.suppress(OSError, SafetensorError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            save_file({"features": features.astype(np.float32)}, partial)
+def _random_rows(features: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` random rows, because the shards, and therefore the rows, may be ordered by class."""
+    if count == len(features):
+        return features
+    return features[np.sort(permutation(SAMPLE_SEED, "scores/manifold", 0, len(features))[:count])]

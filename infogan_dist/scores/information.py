@@ -4,15 +4,11 @@ L_I(G, Q) = H(c) + E[log Q(c|x)] (Chen et al. 2016, arXiv 1606.03657, eq. 5), in
 those of training.
 """
 
-import math
 from collections.abc import Iterator
 
-import numpy as np
-
+from infogan_dist.scores.intervals import mean_interval
 from infogan_dist.scores.score import Score
 from infogan_dist.scores.scored_model import ScoredModel
-
-NORMAL_95 = 1.96  # standard errors on either side of a mean
 
 
 def information(model: ScoredModel) -> Iterator[Score]:
@@ -42,14 +38,7 @@ def information(model: ScoredModel) -> Iterator[Score]:
                 "entropy": code.variables * code.entropy,
             }
             for kind, baseline in (("bound", 0.0), ("gain", marginal_bound)):
-                value, interval = _mean(bounds - baseline)
+                value, interval = mean_interval(bounds - baseline)
                 # In score files the marginal bound has the name `uninformed`, which must not change.
                 details = {**protocol, "interval_95": interval, "uninformed": marginal_bound}
                 yield Score(f"{kind}_{name}{reader.suffix}", value, details)
-
-
-def _mean(values: np.ndarray) -> tuple[float, list[float]]:
-    """Return the mean and its normal 95% interval."""
-    mean = float(values.mean())
-    error = NORMAL_95 * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return mean, [mean - error, mean + error]

@@ -1,8 +1,10 @@
 """Scores of disentanglement by interventions: sets of images that agree in one factor of variation."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from infogan_dist.rng import uniforms
@@ -10,21 +12,35 @@ from infogan_dist.scores.distributed_map import DistributedMap
 from infogan_dist.scores.representation import TEST_SIZE, TRAIN_SIZE, Representation
 
 BATCH = 64  # images of a vote, pairs of images of a feature vector
+PRUNING_THRESHOLD = 0.05  # standard deviation of a code that `factor_vae` uses (Locatello et al. 2019)
 
 
-def factor_vae(representation: Representation, seed: int, distributed_map: DistributedMap) -> float:
+def vote_protocol() -> dict[str, int]:
+    """Return the numbers of images and votes, for protocols."""
+    return {"batch": BATCH, "train_votes": TRAIN_SIZE, "test_votes": TEST_SIZE}
+
+
+def factor_vae(
+    representation: Representation,
+    seed: int,
+    distributed_map: DistributedMap,
+    threshold: float = PRUNING_THRESHOLD,
+) -> float:
     """Return the score of Kim & Mnih 2018 (arXiv 1802.05983), section 4; chance is approximately 1 / K.
 
     A vote takes a batch of images that agree in one factor, and the code with the smallest variance in the
     batch relative to all images. Each code then predicts the factor with which it occurs most often; the
-    score is the accuracy. The variance of a category is Gini's (Gini 1971). In contrast to the paper, images
-    are drawn with replacement from the given ones, each value with its frequency, and the accuracy is that of
-    votes that were not counted for the majority. A vote is never for a dead code.
+    score is the accuracy. As in disentanglement_lib, codes with a small standard deviation are left out, and
+    the accuracy is that of votes that were not counted for the majority; the score is 0 if all codes are left
+    out. The variance of a category is Gini's (Gini 1971). In contrast to the paper, images are drawn with
+    replacement from the given ones, each value with its frequency.
 
     Args:
         representation: codes and factors of the images.
         seed: of the votes.
         distributed_map: divides the votes among the processes.
+        threshold: standard deviation below which a code is left out; 0: only dead codes are, and without any
+            other code the score is chance.
 
     Returns:
         The score, in [0, 1].
@@ -33,7 +49,10 @@ def factor_vae(representation: Representation, seed: int, distributed_map: Distr
     sampler = _FactorSampler(factors)
     discrete = representation.discrete
     variances = _variances(codes, discrete)
-    live = variances > 0
+    scales = np.where(discrete, np.sqrt(variances), representation.codes.std(axis=0, ddof=1))
+    live = (variances > 0) & (scales >= threshold)
+    if threshold > 0 and not live.any():
+        return 0.0
 
     def vote(i: int) -> tuple[int, int]:
         u = uniforms(seed, "factor_vae", i, 1, BATCH + 2)[0]
@@ -50,23 +69,31 @@ def factor_vae(representation: Representation, seed: int, distributed_map: Distr
     return float(np.mean(counts.argmax(axis=0)[code] == factor))
 
 
-def beta_vae(representation: Representation, seed: int, distributed_map: DistributedMap) -> float:
+def beta_vae(
+    representation: Representation,
+    seed: int,
+    distributed_map: DistributedMap,
+    standardised: bool = False,
+) -> float:
     """Return the score of Higgins et al. 2017 ("beta-VAE"), section 3; chance is approximately 1 / K.
 
     A feature vector is the mean absolute difference of the codes over a batch of pairs of images that agree
-    in one factor; the score is the accuracy of a linear classifier that predicts this factor. The paper
-    leaves the codes' scale open: here each code has unit variance. Two categories differ by 0 or 1. Pairs are
-    drawn with replacement from the given images. With one factor only the score is 1.
+    in one factor; the score is the accuracy of a linear classifier that predicts this factor. As in
+    disentanglement_lib, it is a regularised logistic regression on the codes as they are, so that a code of
+    small scale has little influence. Two categories differ by 0 or 1. Pairs are drawn with replacement from
+    the given images. With one factor only the score is 1.
 
     Args:
         representation: codes and factors of the images.
         seed: of the pairs.
         distributed_map: divides the pairs among the processes.
+        standardised: give each code unit variance; the paper leaves the scale of the codes open.
 
     Returns:
         The score, in [0, 1].
     """
-    codes, factors = representation.standard_codes, representation.varying_factors
+    codes = representation.standard_codes if standardised else representation.codes
+    factors = representation.varying_factors
     if factors.shape[1] == 1:
         return 1.0
     sampler = _FactorSampler(factors)
@@ -82,7 +109,10 @@ def beta_vae(representation: Representation, seed: int, distributed_map: Distrib
     targets, features = examples[:, 0].astype(np.int64), examples[:, 1:]
 
     def accuracy(_: int) -> float:
-        classifier = LogisticRegression(max_iter=1000).fit(features[:TRAIN_SIZE], targets[:TRAIN_SIZE])
+        with warnings.catch_warnings():
+            # Codes of very different scales need more iterations; disentanglement_lib stops after 100.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifier = LogisticRegression(max_iter=1000).fit(features[:TRAIN_SIZE], targets[:TRAIN_SIZE])
         return float(classifier.score(features[TRAIN_SIZE:], targets[TRAIN_SIZE:]))
 
     return float(distributed_map(1, 1, accuracy)[0, 0])

@@ -56,6 +56,23 @@ class Representation:
                 standard[:, i] = (code - code.mean()) / code.std()
         return standard
 
+    def features(self, i: int) -> np.ndarray:
+        """Return the i-th code as the columns that a linear classifier needs, float64 [N, columns].
+
+        They are the code as it is, or one indicator, 0 or 1, for each category that occurs.
+        """
+        code = self.codes[:, i]
+        if not self.discrete[i]:
+            return code[:, None]
+        return (code[:, None] == np.unique(code)).astype(np.float64)
+
+    @property
+    def split_sizes(self) -> tuple[int, int]:
+        """The numbers of training and of test images of `split`."""
+        size = min(len(self.codes), TRAIN_SIZE + TEST_SIZE)
+        train = size * TRAIN_SIZE // (TRAIN_SIZE + TEST_SIZE)
+        return train, size - train
+
     def split(self, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
         """Divide the images at random, two to one, into those that a classifier is trained and tested on.
 
@@ -66,6 +83,6 @@ class Representation:
         Returns:
             The indices of the training and of the test images, int64, at most `TRAIN_SIZE` and `TEST_SIZE`.
         """
-        order = permutation(seed, purpose, 0, len(self.codes))[: TRAIN_SIZE + TEST_SIZE]
-        end = len(order) * TRAIN_SIZE // (TRAIN_SIZE + TEST_SIZE)
-        return order[:end], order[end:]
+        train, test = self.split_sizes
+        order = permutation(seed, purpose, 0, len(self.codes))[: train + test]
+        return order[:train], order[train:]

@@ -7,6 +7,8 @@ import numpy as np
 
 from infogan_dist.errors import ConfigError
 
+FAILED = "fails"  # start of the reason why a score is left out whose computation ended with an error
+
 
 class ScoreUnavailableError(ConfigError):
     """A score needs what this model or these images do not have.
@@ -44,3 +46,18 @@ class Picture:
 
     name: str
     pixels: np.ndarray
+
+
+def format_protocol(protocol: dict[str, Any]) -> str:
+    """Return a protocol as one line, without its tables."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return " to ".join(map(text, value))
+        if isinstance(value, float):
+            return f"{value:.4f}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    return "; ".join(
+        f"{k.replace('_', ' ')}: {text(v)}" for k, v in protocol.items() if not isinstance(v, dict)
+    )

@@ -1,5 +1,6 @@
 """What is scored: a trained model, the real images of both splits, and images that the model generates."""
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,18 +13,21 @@ from torch.distributions import Distribution
 from infogan_dist.config.schema import Config
 from infogan_dist.data.cache import MemoryCache
 from infogan_dist.data.fetch import open_store
-from infogan_dist.data.finite import CHUNK_SIZE, FiniteDataset
+from infogan_dist.data.finite import CHUNK_SIZE, SAMPLE_SEED, FiniteDataset
 from infogan_dist.data.images import to_float
 from infogan_dist.data.shards import Manifest
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.codes import Code
 from infogan_dist.model.latents import Latents, LatentSpec, variable_names
 from infogan_dist.model.networks import Generator, build_networks
+from infogan_dist.rng import permutation
 from infogan_dist.runtime.distributed import Engine
-from infogan_dist.scores.code_reader import CodeReader
+from infogan_dist.scores.code_reader import RECALIBRATION_IMAGES, CodeReader
+from infogan_dist.scores.distributed_map import DistributedMap, with_shared_errors
 from infogan_dist.scores.score import ScoreUnavailableError
 
 PURPOSE = "scores"  # name of the random sequence of the latents: other ones than in training
+GATHERED_NUMBERS = 2**23  # that the processes exchange at a time when they read images together: 64 MiB
 
 
 class CodeVariable(NamedTuple):
@@ -58,8 +62,9 @@ class ScoredModel:
     Attributes:
         engine, config: the arguments.
         spec: the latent codes.
+        distributed_map: divides work among the processes; the error of a task is raised on all of them.
         manifests: the real images by split, `train` and, if there are held-out images, `test`.
-        datasets: the same as chunks of decoded images.
+        datasets: the same, or random samples of them (`scores.limit`), as chunks of decoded images.
         generator: the averaged generator, or the last step's (`scores.ema`).
         trained_reader: D and Q with the running statistics of training.
 
@@ -76,7 +81,9 @@ class ScoredModel:
         test: Manifest | None,
     ):
         self.engine, self.config = engine, config
+        self.distributed_map: DistributedMap = with_shared_errors(engine.distributed_map, engine.world)
         self.spec = LatentSpec(config.noise, config.codes)
+        check_test_shape(train, test)
         self.manifests = {"train": train} | ({"test": test} if test else {})
         # With copies of the networks, scores change no statistics of a run, and no batch norm waits for the
         # other processes.
@@ -95,12 +102,6 @@ class ScoredModel:
 
     def _open_dataset(self, split: str) -> FiniteDataset:
         manifest, data = self.manifests[split], self.config.data
-        expected = self.manifests["train"].image_shape
-        if manifest.image_shape != expected:
-            raise ConfigError(
-                f"data.test: images of {list(manifest.image_shape)}, but the model has {list(expected)} "
-                "(channels, height, width); name a shard set with images of the model's shape"
-            )
         skip, cache_bytes = data.on_error == "skip", data.cache_mib * 2**20
         return FiniteDataset(manifest, open_store(data), skip, self.config.scores.limit, cache_bytes)
 
@@ -157,8 +158,10 @@ class ScoredModel:
 
     def real_chunk(self, split: str, i: int) -> Tensor:
         """Return the i-th chunk of a split, [n, C, H, W] in [-1, 1] on the device."""
-        images = torch.from_numpy(self.datasets[split].read(i).images)
-        return to_float(images.to(self.engine.device), self.engine.dtype)
+        return self._to_device(self.datasets[split].read(i).images)
+
+    def _to_device(self, images: np.ndarray) -> Tensor:
+        return to_float(torch.from_numpy(images).to(self.engine.device), self.engine.dtype)
 
     def per_image(self, sizes: list[int], width: int, task: Callable[[int], Any]) -> np.ndarray:
         """Compute some numbers for each image, the chunks divided among the processes.
@@ -177,7 +180,7 @@ class ScoredModel:
             padded[: sizes[i]] = np.asarray(task(i), np.float64).reshape(sizes[i], width)
             return padded.ravel()
 
-        rows = self.engine.distributed_map(len(sizes), CHUNK_SIZE * width, row)
+        rows = self.distributed_map(len(sizes), CHUNK_SIZE * width, row)
         chunks = rows.reshape(len(sizes), CHUNK_SIZE, width)
         return np.concatenate([chunk[:n] for chunk, n in zip(chunks, sizes, strict=True)])
 
@@ -215,13 +218,50 @@ class ScoredModel:
         The running statistics of training mix real and generated images, which have two different
         distributions.
         """
-        sizes = self.datasets["train"].sizes
-        return self._readers(sizes, lambda i: self.real_chunk("train", i), "train images")
+        return self._real_readers
+
+    @cached_property
+    def _real_readers(self) -> list[CodeReader]:
+        if not self.trained_reader.batch_norms():
+            return [self.trained_reader]
+        images = self._random_images("train", RECALIBRATION_IMAGES)
+        chunks = [images[i : i + CHUNK_SIZE] for i in range(0, len(images), CHUNK_SIZE)]
+        sizes = [len(chunk) for chunk in chunks]
+        return self._readers(sizes, lambda i: self._to_device(chunks[i]), "random train images")
+
+    def _random_images(self, split: str, limit: int) -> np.ndarray:
+        """Return at most `limit` images of a split in random order, uint8 [n, C, H, W].
+
+        They are drawn over all shards, because shards may be ordered by class, and the statistics of a chunk
+        must be those of the set. All processes read them together, each shard once.
+        """
+        dataset, shape = self.datasets[split], self.manifests[split].image_shape
+        order = permutation(SAMPLE_SEED, "scores/recalibration", 0, len(dataset))[:limit]
+        positions, width = np.sort(order), math.prod(shape)
+        chunks = [positions[i : i + CHUNK_SIZE] for i in range(0, len(positions), CHUNK_SIZE)]
+        step = max(self.engine.world, GATHERED_NUMBERS // (CHUNK_SIZE * width))
+        parts = []
+        for first in range(0, len(chunks), step):
+            part = chunks[first : first + step]
+            numbers = self.per_image(
+                [len(chunk) for chunk in part], width, lambda i, part=part: dataset.take(part[i]).images
+            )
+            parts.append(numbers.astype(np.uint8))
+        return np.concatenate(parts)[np.searchsorted(positions, order)].reshape(-1, *shape)
 
     def generated_readers(self) -> list[CodeReader]:
         """Return the readers for generated images: as trained, and recalibrated on generated images."""
         return self._readers(self.generated_sizes, self.generated_chunk, "drawn images")
 
     def _readers(self, sizes: list[int], chunk: Callable[[int], Tensor], images: str) -> list[CodeReader]:
-        recalibrated = self.trained_reader.recalibrated(sizes, chunk, images, self.engine.distributed_map)
+        recalibrated = self.trained_reader.recalibrated(sizes, chunk, images, self.distributed_map)
         return [self.trained_reader] + ([recalibrated] if recalibrated is not None else [])
+
+
+def check_test_shape(train: Manifest, test: Manifest | None) -> None:
+    """Refuse held-out images of another shape than the model's. Raises `ConfigError`."""
+    if test is not None and test.image_shape != train.image_shape:
+        raise ConfigError(
+            f"data.test: images of {list(test.image_shape)}, but the model has {list(train.image_shape)} "
+            "(channels, height, width); name a shard set with images of the model's shape"
+        )

@@ -58,6 +58,11 @@ class Run:
         tracking.check_trackers(config)
         self.manifest = load_manifest(config.data.shards)
         self.test = None if config.data.test is None else load_manifest(config.data.test)
+        if config.train.evaluate_every is not None:
+            # scikit-learn takes a second to import, and most runs are not scored.
+            from infogan_dist.scores.requirements import check_scores
+
+            check_scores(config, self.manifest, self.test)
         self.spec = LatentSpec(config.noise, config.codes)
         networks = build_networks(config.networks, self.spec, self.manifest.image_shape, config.seed)
         self.folder.create()
@@ -186,8 +191,8 @@ class Run:
 
     def evaluate(self) -> None:
         """Compute the scores of the run so far, and log them. To be called by all processes."""
-        # scikit-learn takes a second to import, and most runs are not scored.
         from infogan_dist.scores.evaluation import evaluate
+        from infogan_dist.scores.score import ScoreUnavailableError
         from infogan_dist.scores.scored_model import ScoredModel
 
         networks = self.state.networks()
@@ -195,7 +200,13 @@ class Run:
         def load(name: str, network: nn.Module) -> None:
             network.load_state_dict(networks[name].state_dict())
 
-        result = evaluate(ScoredModel(self.engine, self.config, load, self.manifest, self.test))
+        try:
+            result = evaluate(ScoredModel(self.engine, self.config, load, self.manifest, self.test))
+        except ScoreUnavailableError as error:
+            # The labels, which every process reads, rule it out: training continues without scores.
+            if self.engine.is_main:
+                logger.warning("not scored: %s", error)
+            return
         scores = {tracking.SCORE_PREFIX + name: value for name, value in result.values().items()}
         self.engine.accelerator.log(scores, step=self.state.step)
         if self.engine.is_main:

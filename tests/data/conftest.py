@@ -12,19 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from infogan_dist import console
 from infogan_dist.data import s3
 from tests.data.web_server import WebServer
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    """Undo `set_up_logging`, which the command line calls."""
-    logger = console.PACKAGE_LOGGER
-    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.propagate = handlers, propagate
-    logger.setLevel(level)
 
 
 @pytest.fixture

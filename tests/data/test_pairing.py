@@ -87,10 +87,7 @@ def test_a_micro_batch_contains_the_latents_of_its_images(config: Config, world:
         share = BatchShare(config, world, rank)
         micro_batches = list(share.micro_batches())
         assert len(micro_batches) == 2
+        real, latents = torch.arange(share.real_images), torch.arange(share.latents)
         for micro in micro_batches:
-            rows = range(share.real_images)[micro.real]
-            latents = range(share.latents)[micro.latents]
-            assert list(latents[::ratio]) == [ratio * row for row in rows]
-        assert [row for m in micro_batches for row in range(share.real_images)[m.real]] == list(
-            range(share.real_images)
-        )
+            assert torch.equal(micro.take(latents)[::ratio], ratio * micro.take(real))
+        assert torch.equal(torch.cat([m.take(real) for m in micro_batches]).sort().values, real)

@@ -18,6 +18,7 @@ from infogan_dist.launcher import ProcessPlace
 from infogan_dist.preflight import data, disk, machine, run
 from infogan_dist.preflight.communication import check_communication
 from infogan_dist.preflight.config import check_config
+from infogan_dist.preflight.examine import Check, run_check
 from infogan_dist.preflight.finding import FAIL, OK, WARN, PreflightContext
 from tests.conftest import Runner, free_port
 
@@ -83,6 +84,21 @@ def test_the_size_of_a_checkpoint_is_predicted(
     # Besides the numbers, a checkpoint contains about 30 KB: headers of the files, the config and the index.
     rest = sum(file.stat().st_size for file in files) - (context.checkpoint_bytes or 0)
     assert 0 < rest < 40_000
+
+
+def test_scores_that_cannot_be_computed_fail(tiny: Path, small_set: Path):
+    for overrides, message in (
+        (["scores.names=[fidelity]"], "fidelity needs scores.features=FILE"),
+        (["train.evaluate_every=1", "scores.features=none.pt"], "scores.features=none.pt: no such file"),
+    ):
+        (finding,) = run_check(run_context(tiny, *overrides), Check("scores", run.check_run_scores))
+        assert finding.level == FAIL
+        assert message in finding.message
+    (finding,) = run.check_run_scores(run_context(tiny, "scores.names=[recovery,control]"))
+    assert (finding.level, finding.message) == (OK, "recovery, control")
+    (finding,) = run.check_run_scores(run_context(tiny, "train.evaluate_every=1", f"data.test={small_set}"))
+    assert (finding.level, finding.message) == (OK, "all that the data allows")
+    assert list(run.check_run_scores(run_context(tiny, "scores.features=none.pt"))) == []  # without scores
 
 
 def test_a_disk_too_small_for_the_checkpoints_fails(run_module: Runner, tiny: Path, small_disk: Path):

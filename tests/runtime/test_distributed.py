@@ -1,3 +1,5 @@
+"""Worlds that cannot share a batch, and batch norm in networks that are frozen or untracked."""
+
 import pytest
 import torch
 from torch import nn
@@ -5,28 +7,32 @@ from torch import nn
 from infogan_dist.config.batch_share import launched_share
 from infogan_dist.config.load import read_config
 from infogan_dist.errors import ConfigError
-from infogan_dist.runtime.distributed import frozen, untracked
+from infogan_dist.runtime.batch_norm import frozen, untracked
 
 QUICK = "configs/quickstart.yaml"
 
 
 @pytest.mark.parametrize(
-    ("world", "overrides", "says"),
+    ("world", "overrides", "message"),
     [
         ("1", ["train.processes=2"], "2 asked for, 1 came up.*torchrun"),
         ("2", ["train.processes=1"], "1 asked for, 2 came up"),
         ("3", [], "data.lanes=6 or 9"),
         ("16", [], "data.lanes=16"),
-        ("8", ["train.accumulation=16"], "multiple of 128"),
     ],
 )
 def test_a_world_that_cannot_share_the_batch_is_refused(
-    monkeypatch: pytest.MonkeyPatch, world: str, overrides: list[str], says: str
+    monkeypatch: pytest.MonkeyPatch, world: str, overrides: list[str], message: str
 ):
     config = read_config([QUICK, *overrides])
     monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         launched_share(config)
+
+
+def test_micro_batches_that_no_world_can_share_are_refused_with_the_config():
+    with pytest.raises(ConfigError, match=r"train\.batch_size: .* multiple of 128"):
+        read_config([QUICK, "train.accumulation=16"])
 
 
 def test_frozen_networks_pass_gradients_on_and_keep_nothing():

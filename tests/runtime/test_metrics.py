@@ -1,12 +1,16 @@
 """Means over steps and processes, and partly filled windows that are continued after a checkpoint."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from infogan_dist.config.load import read_config
+from infogan_dist.runtime.distributed import Engine
 from infogan_dist.runtime.metrics import MetricAccumulator
+from tests.runtime.ranks import on_ranks
 
 
 class World:
@@ -76,3 +80,36 @@ def test_a_window_of_other_metrics_is_dropped_with_a_warning(caplog: pytest.LogC
     assert "covers fewer steps" in caplog.text
     accumulator.engine = SimpleNamespace(world=1, sum=lambda values: values)  # type: ignore[assignment]
     assert accumulator.window() == {"a": 7.0, "new": 5.0, "void": 0.0}
+
+
+def test_the_mean_over_no_step_is_not_a_number():
+    world = World(1)
+    (accumulator,) = world.accumulators
+    for value in (3.0, math.inf):
+        accumulator.add({"a": torch.tensor(value)}, {"void": torch.tensor(1.0), "other": torch.tensor(0.0)})
+    window = accumulator.window()
+    assert math.isnan(window.pop("a"))
+    assert window == {"void": 2.0, "other": 0.0}
+
+
+def accumulate_on_ranks() -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
+    """Return a window of two steps, the state after a third, and the window that continues that state."""
+    engine = Engine(read_config(["configs/quickstart.yaml"]))
+    accumulator = MetricAccumulator(engine)
+    no_flag = {"void": torch.tensor(0.0)}
+    for step in range(2):
+        accumulator.add({"a": torch.tensor(step + 10.0 * engine.rank)}, no_flag)
+    window = accumulator.window()
+    accumulator.add({"a": torch.tensor(engine.rank + 1.0)}, no_flag)
+    state = accumulator.state()
+    continued = MetricAccumulator(engine)
+    continued.load(state)
+    continued.add({"a": torch.tensor(6.0)}, {"void": torch.tensor(1.0)})  # left out of the mean
+    return window, state, continued.window()
+
+
+def test_a_window_of_two_real_processes():
+    for window, state, continued in on_ranks(2, accumulate_on_ranks):
+        assert window == {"a": 5.5, "void": 0.0}
+        assert state == {"names": ["a"], "flags": ["void"], "rows": [[1.0, 0.0, 1.0], [2.0, 0.0, 1.0]]}
+        assert continued == {"a": 1.5, "void": 1.0}

@@ -1,6 +1,7 @@
 """A model to score: networks of a small config on real shard sets, without a run."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from infogan_dist.data.sources import Source
 from infogan_dist.data.write import write_shard_set
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_networks
+from infogan_dist.rng import permutation
 from infogan_dist.runtime.distributed import Engine
 from infogan_dist.scores.scored_model import ScoredModel
 from tests.conftest import TINY
@@ -38,6 +40,14 @@ def write_factor_set(out: Path) -> Path:
 
     source = Source("bars", 240, ["left", "right"], read, FACTORS, factor_values)
     write_shard_set(source, out, shards=6)
+    return out
+
+
+def write_in_order(source: Source, out: Path, shards: int) -> Path:
+    """Write a shard set whose images are in the order of the source, unlike those of `write_shard_set`."""
+    ranks = np.argsort(permutation(0, "make_shards", 0, source.count))
+    ordered = replace(source, read=lambda i: source.read(int(ranks[i])))
+    write_shard_set(ordered, out, shards, seed=0)
     return out
 
 

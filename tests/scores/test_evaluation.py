@@ -1,16 +1,19 @@
 """The table of scores: names, directions, scores.json, and the kinds of codes that are scored."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from infogan_dist.config import schema
+from infogan_dist.errors import DataError
 from infogan_dist.model.codes import CODES, CategoricalCode
 from infogan_dist.scores import evaluation, interventions, representation
 from infogan_dist.scores.evaluation import Scores, evaluate, write_scores
 from infogan_dist.scores.score import Score, ScoreUnavailableError
+from infogan_dist.scores.scored_model import ScoredModel
 from tests.scores.conftest import write_factor_set
 
 
@@ -38,7 +41,7 @@ def test_distances_are_the_scores_of_which_lower_is_better(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     options = ["scores.images=100", "scores.limit=100", "networks.discriminator=[{kind: dense, out: 4}]"]
     result = evaluate(make_model(*options, train=digits, test=digits))
-    assert result.lower_is_better() == ["fid", "kid", "fid_of_test_images"]
+    assert result.lower_is_better() == ["fid", "kid", "fid_of_test_images", "fid_within"]
     assert set(result.left_out) == {"disentanglement"}
 
 
@@ -49,6 +52,42 @@ def test_a_requested_score_that_is_unavailable_is_an_error(make_model):
         ScoreUnavailableError, match=r"^scores\.names: disentanglement needs .* 0; provide it, or"
     ):
         evaluate(model)
+
+
+def test_an_error_of_one_score_does_not_discard_the_others(
+    make_model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def broken(model: ScoredModel) -> Iterator[Score]:
+        yield Score("half", 1.0)
+        raise ZeroDivisionError("division\nby zero")
+
+    def unreadable(model: ScoredModel) -> Iterator[Score]:
+        raise DataError("shard 3: missing; restore it")
+        yield
+
+    monkeypatch.setitem(evaluation.SCORES, "recovery", broken)
+    monkeypatch.setitem(evaluation.SCORES, "control", unreadable)
+    result = evaluate(make_model("scores.images=50", "scores.names=[recovery,information,control]"))
+    names = {name.partition("_")[0] for name in result.values()}
+    assert names == {"bound", "gain"}
+    assert result.left_out == {
+        "recovery": "fails (ZeroDivisionError: division by zero)",
+        "control": "fails (shard 3: missing; restore it)",
+    }
+    assert [record.levelname for record in caplog.records if record.name.startswith("infogan_dist")] == [
+        "WARNING",
+        "WARNING",
+    ]
+    assert "recovery is not computed: ZeroDivisionError: division by zero" in caplog.text
+
+
+def test_protocols_state_the_sample_of_real_images(make_model):
+    result = evaluate(
+        make_model("scores.images=50", "scores.limit=100", "scores.names=[recovery,information]")
+    )
+    protocols = {score.name: score.protocol for score in result.scores}
+    assert protocols["accuracy_train_hungarian"]["sampling"] == "100 random of 240 images"
+    assert "sampling" not in protocols["bound_digit"]
 
 
 class RenamedCode(CategoricalCode):

@@ -117,6 +117,26 @@ class Infinite(nn.Module):
         return images.float().flatten(1) / 0
 
 
+class NoFeatures(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().flatten(1)[:, :0]
+
+
+class LogOfMeans(nn.Module):
+    """Returns finite features of black images only."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (1 - images.float().mean([2, 3])).log()
+
+
+class DarkOnly(nn.Module):
+    """Fails on bright images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.float().max() < 100, "too\nbright"
+        return images.float().mean([2, 3])
+
+
 class Big(nn.Module):
     """Accepts images of 16x16 only."""
 
@@ -176,6 +196,20 @@ def test_a_network_that_does_not_fit_is_refused(scripted: Callable):
     assert "fails on images uint8 [2, 3, 8, 8]" in refusal(scripted(Big()))
     assert "returns [1, 1] for 2 images" in refusal(scripted(Scalar()))
     assert "not finite" in refusal(scripted(Infinite()))
+    assert "returns [2, 0] for 2 images" in refusal(scripted(NoFeatures()))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"), [(LogOfMeans(), "not finite"), (DarkOnly(), "fails on images uint8 [3, 3, 8, 8]")]
+)
+def test_a_network_that_fails_on_other_images_is_refused(
+    scripted: Callable, network: nn.Module, message: str
+):
+    features = load_features(str(scripted(network)), COLOUR, CPU)
+    assert len(features(torch.zeros(3, *COLOUR, dtype=torch.uint8))) == 3
+    with pytest.raises(ConfigError, match=r"^scores\.features: network: [^\n]*$") as caught:
+        features(torch.full((3, *COLOUR), 200, dtype=torch.uint8))
+    assert message in str(caught.value)
 
 
 class Evil:

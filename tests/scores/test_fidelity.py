@@ -1,6 +1,7 @@
 """Distances between sets of features, compared with their definitions and with torchmetrics."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,15 @@ from numpy.typing import ArrayLike
 from scipy.linalg import sqrtm
 from torch import nn
 
+from infogan_dist.data.images import to_float
+from infogan_dist.data.sources import Source, mnist5k
 from infogan_dist.errors import ConfigError
 from infogan_dist.scores import fidelity
 from infogan_dist.scores.distributed_map import DistributedMap, serial_map
+from infogan_dist.scores.feature_cache import real_features
+from infogan_dist.scores.features import load_features
 from infogan_dist.scores.fidelity import frechet_distance, kernel_distance, precision_recall, squared_mmd
+from tests.scores.conftest import write_in_order
 
 
 def features(rows: int, width: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -103,7 +109,8 @@ def test_the_kernel_distance_equals_that_of_torchmetrics_on_the_same_rows(sizes:
     mean = float(theirs.compute()[0])
     # Both are in float64, but torchmetrics has another order of rows.
     assert squared_mmd(a, b) == pytest.approx(mean, rel=1e-8)
-    assert kernel_distance(a, b, 0, serial_map) == pytest.approx((mean, 0), rel=1e-8, abs=1e-12)
+    # All subsets of sets of at most 1,000 rows are equal, so there is no deviation between them.
+    assert kernel_distance(a, b, 0, serial_map) == (pytest.approx(mean, rel=1e-8, abs=1e-12), None)
 
 
 def test_the_squared_mmd_is_its_definition():
@@ -125,11 +132,23 @@ def test_the_kernel_distance_is_near_0_for_equal_distributions_only(
     monkeypatch.setattr(fidelity, "SUBSETS", 20)  # for speed
     a, b, c = features(3000, 8), features(3000, 8, seed=1), features(3000, 8, seed=2, shift=0.2)
     mean, deviation = kernel_distance(a, b, 0, serial_map)
+    assert deviation is not None
     # The estimate is unbiased: its error is the chance difference of sets of 3,000, less than of sets of
     # 1,000.
     assert abs(mean) < deviation
     assert kernel_distance(a, c, 0, serial_map)[0] > 10 * deviation
     assert kernel_distance(a, b, 1, serial_map) != (mean, deviation)
+
+
+def test_the_deviation_of_the_frechet_distance_is_that_between_samples():
+    real = fidelity.fit_gaussian(features(2000, 8))
+    distances = [
+        fidelity.gaussian_distance(real, fidelity.fit_gaussian(features(500, 8, seed, 0.3)))
+        for seed in range(100, 200)
+    ]
+    deviation = fidelity.frechet_deviation(real, features(500, 8, 99, 0.3), 0, serial_map)
+    # The deviation of 20 resamples has a relative standard error of 16%.
+    assert deviation == pytest.approx(np.std(distances), rel=0.5)
 
 
 def by_definition(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
@@ -192,6 +211,66 @@ def test_any_number_of_processes_computes_the_same_bits(monkeypatch: pytest.Monk
     for world in (1, 2, 3):
         assert precision_recall(a, b, parallel_map(world)) == expected
         assert kernel_distance(a, b, 5, parallel_map(world)) == kernel_distance(a, b, 5, serial_map)
+        real = fidelity.fit_gaussian(a)
+        assert fidelity.frechet_deviation(real, b, 5, parallel_map(world)) == (
+            fidelity.frechet_deviation(real, b, 5, serial_map)
+        )
+
+
+def write_ordered_set(out: Path, count: int = 600) -> Path:
+    """Write digits in 6 shards, ordered by class: each shard has one or two classes."""
+    source = mnist5k()
+    by_class = sorted(range(source.count), key=lambda i: source.read(i)[1])[:: source.count // count][:count]
+    ordered = Source("ordered", count, source.label_names, lambda i: source.read(by_class[i]))
+    return write_in_order(ordered, out, shards=6)
+
+
+def test_precision_and_recall_compare_random_images_of_shards_ordered_by_class(
+    make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("mlxtend")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_ordered_set(tmp_path / "ordered")
+    model = make_model(
+        "scores.images=100", "networks.discriminator=[{kind: dense, out: 4}]", train=folder, test=folder
+    )
+    # A perfect generator: real images, one of each class in turn.
+    chunks = [model.datasets["train"].read(i) for i in range(6)]
+    assert [len(np.unique(chunk.labels)) <= 3 for chunk in chunks] == [True] * 6
+    images = np.concatenate([chunk.images for chunk in chunks])[::6]
+    monkeypatch.setattr(model, "generated_chunk", lambda i: to_float(torch.from_numpy(images), torch.float32))
+    scores = {score.name: score for score in fidelity.fidelity(model)}
+    # With the first images of the set, those of one class, precision would be approximately .1.
+    assert scores["precision"].value > 0.6
+    assert scores["precision"].protocol["sampling"] == "100 random of 600 images"
+    assert scores["fid"].protocol["sampling"] == "all 600 images"
+    low, high = scores["fid"].protocol["interval_95"]
+    assert low < scores["fid"].value < high
+    assert "20 bootstrap resamples" in scores["fid"].protocol["interval"]
+    assert "deviation" not in scores["kid"].protocol  # of sets with fewer than 1,000 images
+
+
+def test_a_damaged_feature_cache_is_named_and_written_again(
+    make_model,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ["scores.images=100", "scores.limit=100", "networks.discriminator=[{kind: dense, out: 4}]"]
+    model = make_model(*options, train=digits)
+    network = load_features(None, (1, 28, 28), torch.device("cpu"))
+    expected = real_features(model, "train", network)
+    (cached,) = (tmp_path / "cache").rglob("*.safetensors")
+    content = cached.read_bytes()
+    for damaged in (content[:1000], b"", content.replace(b"features", b"feathers")):
+        cached.write_bytes(damaged)
+        caplog.clear()
+        assert np.allclose(real_features(model, "train", network), expected, rtol=1e-6)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert str(cached) in caplog.text
+        assert cached.read_bytes() == content
 
 
 def test_too_few_images_are_refused_in_one_line():

@@ -9,9 +9,12 @@ import torch
 from infogan_dist.data.fetch import Store
 from infogan_dist.data.finite import CHUNK_SIZE, FiniteDataset
 from infogan_dist.data.shards import load_manifest, read_shard
+from infogan_dist.data.sources import Source
 from infogan_dist.data.write import write_shard_set
+from infogan_dist.scores import scored_model
 from infogan_dist.scores.information import information
 from tests.conftest import images_source, number_of
+from tests.scores.conftest import write_in_order
 
 NORMED = (
     "networks.discriminator=[{kind: conv, out: 8, stride: 2, then: [batchnorm, lrelu]}]",
@@ -36,14 +39,31 @@ def test_a_finite_dataset_has_each_image_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "sizes"), [(1, [1]), (500, [500]), (649, [500, 149]), (652, [500, 150, 2])]
+    ("limit", "sizes"), [(1, [1]), (500, [500]), (649, [500, 149]), (1299, [500, 500, 299])]
 )
-def test_a_limit_takes_the_first_images(tmp_path, limit: int, sizes: list[int]):
-    write_shard_set(images_source(1300), tmp_path, shards=2)
+def test_a_limit_takes_random_images_of_all_shards(tmp_path, limit: int, sizes: list[int]):
+    write_in_order(images_source(1300), tmp_path, shards=13)
     manifest = load_manifest(str(tmp_path))
-    data = FiniteDataset(manifest, Store(), limit=limit)
-    assert data.sizes == sizes
-    assert np.array_equal(data.read(0).images, read_shard(manifest, 0).images[: sizes[0]])
+    for cache_bytes in (0, 2**30):
+        data = FiniteDataset(manifest, Store(), limit=limit, cache_bytes=cache_bytes)
+        assert data.sizes == sizes
+        assert len(data) == limit
+        assert data.sampling == f"{limit:,} random of 1,300 images"
+        chunks = [data.read(i) for i in range(len(sizes))]
+        images = np.concatenate([chunk.images for chunk in chunks])
+        numbers = [number_of(image) for image in images]
+        assert numbers == sorted(set(numbers))  # each image once
+        assert np.array_equal(np.concatenate([chunk.labels for chunk in chunks]), np.array(numbers) % 2)
+        shares = np.bincount(np.array(numbers) // 100, minlength=13) / limit
+        # The share of a shard has a standard deviation of .0066 at most for 500 or more images.
+        assert limit == 1 or np.abs(shares - 1 / 13).max() < 0.04
+        assert np.array_equal(images[0], read_shard(manifest, numbers[0] // 100).images[numbers[0] % 100])
+
+
+def test_a_limit_above_the_number_of_images_takes_all(tmp_path):
+    write_shard_set(images_source(60), tmp_path, shards=2)
+    data = FiniteDataset(load_manifest(str(tmp_path)), Store(), limit=61)
+    assert (data.sizes, data.sampling) == ([30, 30], "all 60 images")
 
 
 def test_a_posterior_that_ignores_the_image_has_the_marginal_bound(make_model):
@@ -80,6 +100,40 @@ def test_recalibrated_statistics_are_those_of_the_images(make_model, tmp_path):
     expected = trained.posterior_params(images)
     difference = (recalibrated.posterior_params(images) - expected).abs().max() / expected.abs().max()
     assert 1e-6 < float(difference) < 5 / 240
+
+
+def test_recalibration_mixes_the_images_of_shards_ordered_by_class(make_model, tmp_path, monkeypatch):
+    """Chunks of one class each would normalise every class by its own statistics."""
+    pixels = np.random.default_rng(0).integers(0, 100, (2000, 1, 8, 8), np.uint8)
+    source = Source("levels", 2000, ["0", "1"], lambda i: (pixels[i] + 150 * (i // 1000), i // 1000))
+    write_in_order(source, tmp_path / "levels", shards=4)
+    for limit in (10_000, 1000):  # of 4 chunks, and of 2
+        monkeypatch.setattr(scored_model, "RECALIBRATION_IMAGES", limit)
+        model = make_model(*NORMED, train=tmp_path / "levels")
+        trained, recalibrated = model.real_readers()
+        assert recalibrated.batch_norm == f"recalibrated on {min(limit, 2000):,} random train images"
+        every = torch.cat([model.real_chunk("train", i) for i in range(4)])
+        for network in (trained.discriminator, trained.recognition):
+            network.train()
+        for layer in trained.batch_norms():
+            layer.momentum = 1.0
+        trained.posterior_params(every)
+        for layer, expected in zip(recalibrated.batch_norms(), trained.batch_norms(), strict=True):
+            assert layer.running_var is not None
+            assert expected.running_var is not None
+            torch.testing.assert_close(layer.running_var, expected.running_var, rtol=0.1, atol=1e-4)
+
+
+def test_random_images_do_not_depend_on_how_many_are_read_at_a_time(make_model, tmp_path, monkeypatch):
+    write_in_order(images_source(2000), tmp_path / "ordered", shards=4)
+    model = make_model(*NORMED, train=tmp_path / "ordered")
+    images = model._random_images("train", 1200)
+    numbers = [number_of(image) for image in images]
+    assert len(set(numbers)) == 1200
+    # Each chunk has images of all shards.
+    assert [len({n // 500 for n in numbers[i : i + CHUNK_SIZE]}) for i in (0, 500, 1000)] == [4, 4, 4]
+    monkeypatch.setattr(scored_model, "GATHERED_NUMBERS", 1)
+    assert np.array_equal(images, model._random_images("train", 1200))
 
 
 def test_recalibration_does_not_change_the_model(make_model):

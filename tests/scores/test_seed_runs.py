@@ -7,15 +7,20 @@ import pytest
 
 from infogan_dist.config.load import read_config
 from infogan_dist.config.schema import Config
+from infogan_dist.data.shards import Manifest
+from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import EXIT_STOPPED, ConfigError
+from infogan_dist.scores.card import Record, seed_record
+from infogan_dist.scores.command_runner import CommandFailedError, CommandRunner
 from infogan_dist.scores.seed_runs import (
-    CommandFailedError,
-    CommandRunner,
+    ScoredData,
     is_up_to_date,
+    lacks_scores,
     score_seed,
+    stored_records,
     training_seconds,
 )
-from tests.conftest import ROOT
+from tests.conftest import ROOT, images_source
 
 PRESET = "configs/quickstart.yaml"
 
@@ -110,6 +115,81 @@ def test_the_seconds_of_a_run_are_summed_over_its_starts(tmp_path: Path):
     lines = [3.0, 5.0, 2.0, 4.0, 1.0]
     (tmp_path / "timing.jsonl").write_text("".join(f'{{"step": 1, "seconds": {s}}}\n' for s in lines))
     assert training_seconds(tmp_path) == 5.0 + 4.0 + 1.0
+
+
+def test_a_run_that_logged_nothing_has_no_known_duration(tmp_path: Path):
+    assert training_seconds(tmp_path) is None
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return write_shard_set(images_source(20), tmp_path / "shards", shards=1)
+
+
+@pytest.fixture
+def other_manifest(tmp_path: Path) -> Manifest:
+    return write_shard_set(images_source(20, seed=1), tmp_path / "other", shards=1)
+
+
+def record_of(config: Config, manifest: Manifest, **content: object) -> Record:
+    """Return a record of 9 steps on a shard set."""
+    data = {"name": manifest.name, "images": 20, "fingerprint": manifest.fingerprint()}
+    scores = {"scores": {"fid": 1.0}, "lower_is_better": ["fid"], "step": 9, "left_out": {}}
+    return seed_record(config, {**scores, "trained_on": data, "data": {"train": data}, **content}, 1.0)
+
+
+def test_a_record_of_other_data_is_another_setting(
+    tmp_path: Path, manifest: Manifest, other_manifest: Manifest
+):
+    config, path = config_with(tmp_path, "train.steps=9"), Path("seed_0.json")
+    record = record_of(config, manifest, protocol={"fid": {"features": "net, 0123456789ab"}})
+    assert is_up_to_date(record, config, path, ScoredData(manifest, other_manifest, "0123456789abcdef"))
+    test = {"name": "t", "images": 20, "fingerprint": manifest.fingerprint()}
+    tested = {**record, "data": {**record["data"], "test": test}}
+    for stored, data, message in (
+        (record, ScoredData(other_manifest, None, None), "training images: "),
+        (record, ScoredData(manifest, None, "fedcba"), "scores.features: 0123456789ab -> fedcba"),
+        (tested, ScoredData(manifest, other_manifest, None), "data.test: "),
+    ):
+        with pytest.raises(ConfigError, match=r"^seed_0\.json: contains scores of another setting") as caught:
+            is_up_to_date(stored, config, path, data)
+        assert message in str(caught.value)
+    assert is_up_to_date(tested, config, path, ScoredData(manifest, None, None))
+
+
+def test_scores_that_can_be_computed_by_now_are_missing(
+    tmp_path: Path, manifest: Manifest, other_manifest: Manifest
+):
+    config = config_with(tmp_path, "train.steps=9")
+    record, data = record_of(config, manifest), ScoredData(manifest, None, None)
+    assert not lacks_scores(record, config, data)
+    assert lacks_scores(record, config, ScoredData(manifest, other_manifest, None))
+    assert lacks_scores({**record, "step": 12}, config, data)
+    without_network = {**record, "left_out": {"fidelity": "needs scores.features=FILE"}}
+    assert not lacks_scores(without_network, config, data)
+    assert lacks_scores(without_network, config_with(tmp_path, "scores.features=net.pt"), data)
+    assert lacks_scores({**record, "left_out": {"fidelity": "fails (RuntimeError: x)"}}, config, data)
+
+
+def test_a_card_covers_all_stored_records_of_the_setting(
+    tmp_path: Path, manifest: Manifest, other_manifest: Manifest
+):
+    config, data = config_with(tmp_path, "train.steps=9"), ScoredData(manifest, None, None)
+    folder = tmp_path / "records"
+    folder.mkdir()
+    (folder / "seed_notes.json").write_text("{}")
+
+    def store(seed: int, record: Record) -> None:
+        (folder / f"seed_{seed}.json").write_text(json.dumps({**record, "seed": seed}))
+
+    for seed in (10, 2):
+        store(seed, record_of(config, manifest))
+    store(4, record_of(config_with(tmp_path, "train.steps=12"), manifest, step=12))
+    store(5, record_of(config, manifest, step=12))  # of a run that had been trained for longer
+    assert [record["seed"] for record in stored_records(folder, config, data)] == [2, 10]
+    store(3, record_of(config, other_manifest))
+    with pytest.raises(ConfigError, match=r"seed_3\.json: contains scores of another setting"):
+        stored_records(folder, config, data)
 
 
 def test_no_command_is_started_after_a_request_to_stop(tmp_path: Path):

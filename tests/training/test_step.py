@@ -2,79 +2,16 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infogan_dist.config.load import read_config
 from infogan_dist.errors import ConfigError
-from infogan_dist.model.latents import Latents, LatentSpec
 from infogan_dist.model.losses import LOSSES, AdversarialLoss
-from infogan_dist.model.networks import build_networks
-from infogan_dist.runtime.distributed import Engine
-from infogan_dist.training.state import initial_state
-from infogan_dist.training.step import TrainStep
-from tests.conftest import TINY
-
-SHAPE = (1, 8, 8)
-BATCH = 32
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def create_step(tmp_path: Path):
-    (tmp_path / "tiny.yaml").write_text(TINY)
-
-    def create(*overrides: str) -> TrainStep:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        config = read_config([str(tmp_path / "tiny.yaml"), "train.precision=fp64", *overrides])
-        spec = LatentSpec(config.noise, config.codes)
-        engine = Engine(config)
-        state = initial_state(config, engine, build_networks(config.networks, spec, SHAPE, config.seed))
-        return TrainStep(config, spec, engine, state)
-
-    return create
-
-
-# Batch norm everywhere, since which batches enter its running statistics is part of the law.
-NORMED = (
-    "networks.generator=[{kind: dense, out: 8, grid: true, then: [batchnorm, relu]},"
-    "{kind: deconv, stride: 2, then: [tanh]}]",
-    "networks.discriminator=[{kind: conv, out: 8, stride: 2, then: [batchnorm, lrelu]}]",
-    "networks.recognition=[{kind: dense, out: 16, then: [batchnorm, lrelu]}]",
-)
-
-
-def inputs(train_step: TrainStep, step: int, count: int = BATCH) -> tuple[Tensor, Latents]:
-    real = (
-        torch.rand((train_step.config.real_batch, *SHAPE), generator=torch.Generator().manual_seed(step)) * 2
-        - 1
-    )
-    dtype = train_step.engine.dtype
-    return real.to(dtype), train_step.spec.sample(0, "latents", step * count, count, dtype)
-
-
-def state_of(train_step: TrainStep) -> dict[str, Tensor]:
-    return {
-        f"{n}.{k}": v.clone()
-        for n, net in train_step.state.networks().items()
-        for k, v in net.state_dict().items()
-    }
-
-
-def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    return {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+from tests.training.by_hand import StepsByHand
+from tests.training.steps import NORMED, changed, inputs, state_of
 
 
 @pytest.mark.parametrize("q_step", ["discriminator", "generator"])
@@ -107,58 +44,71 @@ def test_each_update_changes_its_own_networks_only(create_step, q_step: str, d_u
     assert with_gradients == {"d": d_moves, "g": g_moves}
 
 
-def by_hand(train_step: TrainStep, steps: int) -> dict[str, Tensor]:
-    """Train copies of the networks by the paper's equations, in plain torch."""
-    config = train_step.config
-    nets = {n: copy.deepcopy(net).train() for n, net in train_step.state.networks().items()}
-    g, d, q = nets["generator"], nets["discriminator"], nets["recognition"]
-    q_with_d = config.objective.q_step == "discriminator"
-    groups = ([d, q], [g]) if q_with_d else ([d], [g, q])
-    adams = [
-        torch.optim.Adam(itertools.chain(*(n.parameters() for n in group)), lr, (0.5, 0.999))
-        for group, lr in zip(groups, (2e-4, 1e-3), strict=True)
-    ]
-
-    def information_loss(params: Tensor, codes: dict[str, Tensor]) -> Tensor:
-        digit = F.cross_entropy(params[:, :10], codes["digit"][:, 0])
-        mean, log_sigma = params[:, 10:12], params[:, 12:]
-        return digit + 0.1 * F.gaussian_nll_loss(mean, codes["style"], (2 * log_sigma).exp(), full=True) * 2
-
-    for step in range(steps):
-        real, latents = inputs(train_step, step)
-        fake = g(latents.vector)
-        features, logits = d(fake.detach())
-        loss = F.binary_cross_entropy_with_logits(d(real)[1], torch.ones(len(real)).double())
-        loss = loss + F.binary_cross_entropy_with_logits(logits, torch.zeros(len(logits)).double())
-        if q_with_d:
-            loss = loss + information_loss(q(features), latents.codes)
-        adams[0].zero_grad()
-        loss.backward()
-        adams[0].step()
-        features, logits = d(g(latents.vector))
-        loss = F.binary_cross_entropy_with_logits(logits, torch.ones(len(logits)).double())
-        loss = loss + information_loss(q(features), latents.codes)
-        adams[1].zero_grad()
-        loss.backward()
-        adams[1].step()
-        decay = min(0.999, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, live in zip(nets["generator_ema"].parameters(), g.parameters(), strict=True):
-                mean.copy_(decay * mean + (1 - decay) * live)
-    return {f"{n}.{k}": v for n, net in nets.items() for k, v in net.state_dict().items()}
+# Other values than torch's and the schema's, so that a setting that is ignored changes the weights.
+ADAM = (
+    "optim.discriminator.lr=1e-3",
+    "optim.discriminator.beta1=0.3",
+    "optim.discriminator.beta2=0.9",
+    "optim.discriminator.eps=1e-3",
+    "optim.generator.lr=2e-3",
+    "optim.generator.beta1=0.6",
+    "optim.generator.beta2=0.8",
+    "optim.generator.eps=1e-4",
+)
+SPLIT, Q_WITH_G, R1 = "objective.d_updates=split", "objective.q_step=generator", "objective.r1=2"
+HINGE, LEAST_SQUARES = "objective.loss=hinge", "objective.loss=least_squares"
+CLIP = ("optim.discriminator.clip=0.05", "optim.generator.clip=0.005")
+PARTS = ("train.accumulation=4", "data.lanes=4")
+# Each pair of options occurs together, apart from batch norm with micro-batches, whose statistics differ, and
+# batch norm with R1, which is defined only where an image's logit does not depend on other images.
+COMBINATIONS = [
+    (),
+    (*PARTS, Q_WITH_G),
+    (SPLIT,),
+    (SPLIT, R1, *PARTS, *CLIP),
+    (HINGE, R1, Q_WITH_G, *CLIP),
+    (HINGE, SPLIT, *PARTS),
+    (LEAST_SQUARES, R1, *PARTS),
+    (LEAST_SQUARES, SPLIT, Q_WITH_G, R1, *CLIP),
+    NORMED,
+    (*NORMED, SPLIT, HINGE, *CLIP),
+    (*NORMED, Q_WITH_G, LEAST_SQUARES),
+]
+STEPS = 4
+# Weights and gradients are of order 1 or below, so that rounding in fp64 is about 1e-16. It enters a weight
+# through Adam as lr * rounding / eps, here at most 2e-3 * 1e-16 / 1e-4 = 2e-15 per step. An option that is
+# ignored changes some weight by more than a thousand times the tolerance; see
+# `test_the_tolerance_separates_options`.
+TOLERANCE = 1e-13
 
 
-@pytest.mark.parametrize("q_step", ["discriminator", "generator"])
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_steps_equal_those_written_by_hand(create_step, q_step: str, accumulation: int):
-    train_step = create_step(f"objective.q_step={q_step}", f"train.accumulation={accumulation}")
-    expected = by_hand(train_step, 4)
-    for step in range(4):
-        train_step.run(*inputs(train_step, step))
+@pytest.mark.parametrize("options", COMBINATIONS, ids=lambda options: " ".join(options) or "defaults")
+def test_steps_equal_those_written_by_hand(create_step, options: tuple[str, ...]):
+    train_step = create_step(*ADAM, *options)
+    by_hand = StepsByHand(train_step)
+    expected = by_hand.run(STEPS)
+    terms: dict[str, Tensor] = {}
+    for step in range(STEPS):
+        terms = train_step.run(*inputs(train_step, step)).terms
     ours = state_of(train_step)
+    assert ours.keys() == expected.keys()
     for name, value in expected.items():
-        # fp64: Adam's eps of 1e-8 limits the effect of rounding (1e-16) on tiny gradients to 1e-7
-        torch.testing.assert_close(ours[name], value, rtol=1e-7, atol=1e-9, msg=name)
+        torch.testing.assert_close(ours[name], value, rtol=TOLERANCE, atol=TOLERANCE, msg=name)
+    assert terms.keys() == by_hand.terms.keys()
+    for name, value in by_hand.terms.items():
+        expected_term = value.detach().to(terms[name].dtype)
+        torch.testing.assert_close(terms[name], expected_term, rtol=1e-12, atol=1e-12, msg=name)
+
+
+ALL = (*ADAM, SPLIT, R1, *CLIP)
+
+
+@pytest.mark.parametrize("ignored", ALL)
+def test_the_tolerance_separates_options(create_step, ignored: str):
+    """Ignoring a single option changes a weight by far more than what `TOLERANCE` allows."""
+    with_all = StepsByHand(create_step(*ALL)).run(STEPS)
+    without = StepsByHand(create_step(*(o for o in ALL if o != ignored))).run(STEPS)
+    assert max(float((without[k] - v).abs().max()) for k, v in with_all.items()) > 1e3 * TOLERANCE
 
 
 @pytest.mark.parametrize("loss", ["nonsaturating", "hinge", "least_squares"])
@@ -274,6 +224,16 @@ def test_r1_adds_its_penalty_to_the_discriminator_s_loss_only(create_step):
     assert float(b["d/loss"] - a["d/loss"]) == pytest.approx(float(b["d/r1"]), rel=1e-6)
     assert float(b["d/r1"]) > 0
     assert "d/r1" not in a
+
+
+def test_a_step_does_not_change_its_inputs(create_step):
+    train_step = create_step("objective.r1=1")  # whose gradient is that with respect to the images
+    real, latents = inputs(train_step, 0)
+    images, vector = real.clone(), latents.vector.clone()
+    train_step.run(real, latents)
+    assert not real.requires_grad
+    assert torch.equal(real, images)
+    assert torch.equal(latents.vector, vector)
 
 
 def test_mixed_precision_computes_losses_in_fp32(create_step):
