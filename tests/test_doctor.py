@@ -214,7 +214,7 @@ def test_damaged_checkpoints_are_warned_of(run_module: Runner, tiny: Path, tmp_p
 
 def test_fewer_shards_than_lanes_are_warned_of(run_module: Runner, tiny: Path):
     done = run_module("doctor", tiny, "data.lanes=16")
-    assert "8 shards for 16 lanes" in lines_of(done.stdout, WARN)["lanes"]
+    assert "8 shards of 30 images on 16 lanes" in lines_of(done.stdout, WARN)["lanes"]
 
 
 def test_shards_of_unequal_sizes_are_warned_of(run_module: Runner, tiny: Path, copied_set: Path):
@@ -223,7 +223,7 @@ def test_shards_of_unequal_sizes_are_warned_of(run_module: Runner, tiny: Path, c
     (copied_set / "manifest.json").write_text(json.dumps(manifest))
     done = run_module("doctor", tiny, f"data.shards={copied_set}")
     line = lines_of(done.stdout, WARN)["lanes"]
-    assert re.search(r"shards contain 10 to 50 images.*; create the set again with --shards", line)
+    assert re.search(r"shards of 10 to 50 images .*; create the set again with --shards", line)
 
 
 def test_help_and_a_refused_config_do_not_wait_for_torch(tiny: Path):

@@ -38,7 +38,7 @@ def largest_difference(a: Path, b: Path, steps: int) -> float:
 )
 def test_two_processes_equal_one(run_module: Runner, tiny: Path, tmp_path: Path, options: list[str]):
     """Losses, gradient norms and weights of a global batch on one process, on two, and in micro-batches."""
-    options = [str(tiny), "train.precision=fp64", *options]
+    options = [str(tiny), "train.precision=fp64", "data.lanes=4", *options]
     run_module("train", *options, f"run={tmp_path}/one")
     run_module("train", *options, f"run={tmp_path}/two", processes=2)
     run_module("train", *options, f"run={tmp_path}/parts", "train.accumulation=4", processes=2)

@@ -150,9 +150,9 @@ class Order:
         drift, distinct = self.drift(), self.distinct_share()
         if drift <= DRIFT_WARNING_THRESHOLD and distinct >= 1 - DRIFT_WARNING_THRESHOLD:
             return None
-        least, most = self.sizes.min(), self.sizes.max()
+        sizes = " to ".join(f"{size:,}" for size in sorted({int(self.sizes.min()), int(self.sizes.max())}))
         return (
-            f"data.shards: {len(self.sizes):,} shards of {least:,} to {most:,} images on "
+            f"data.shards: {len(self.sizes):,} shards of {sizes} images on "
             f"{self.lanes} lanes: epochs overlap by {drift:.0%} of an epoch, and {distinct:.0%} of the "
             "samples within the length of an epoch are distinct; create the set again with --shards a "
             f"multiple of {self.lanes}, or set data.lanes"

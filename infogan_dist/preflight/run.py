@@ -12,7 +12,7 @@ from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_networks
 from infogan_dist.preflight.finding import OK, WARN, Finding, Findings, PreflightContext, format_bytes
 from infogan_dist.runtime import tracking
-from infogan_dist.runtime.device import resolve_precision, uses_cuda
+from infogan_dist.runtime.device import resolve_config, uses_cuda
 
 WANDB_TIMEOUT_S = 5
 ADAM_MOMENTS = 2  # numbers that Adam stores per parameter
@@ -21,11 +21,13 @@ ADAM_MOMENTS = 2  # numbers that Adam stores per parameter
 def check_precision(context: PreflightContext) -> Findings:
     """Check that the device computes in the run's precision."""
     assert context.config
-    precision = resolve_precision(context.config, uses_cuda())
+    # Later checks compare the config with that of the run folder, which is resolved as well.
+    config = context.config = resolve_config(context.config)
+    precision = config.train.precision
     if precision == "bf16" and uses_cuda() and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield Finding(WARN, "this GPU only emulates bf16, which is slow", "set train.precision=fp16, or fp32")
     elif context.place.is_first:
-        yield Finding(OK, precision)
+        yield Finding(OK, str(precision))
 
 
 def check_trackers(context: PreflightContext) -> Findings:
@@ -96,6 +98,8 @@ def check_run_scores(context: PreflightContext) -> Findings:
     assert context.manifest
     config = context.config
     if config.train.evaluate_every is None and config.scores.names is None:
+        if context.place.is_first:
+            yield Finding(OK, "none are named, and none are computed during training")
         return
     # scikit-learn and SciPy take a second to import, and most runs are not scored.
     from infogan_dist.scores.requirements import check_scores
