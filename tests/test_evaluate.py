@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -269,34 +268,3 @@ def test_an_impossible_evaluation_is_refused_in_one_line(
 def test_a_folder_without_a_run_is_refused(run_module: Runner, tmp_path: Path):
     assert "no complete checkpoint there" in line_of(run_module("evaluate", tmp_path, status=2))
     assert "no such folder" in line_of(run_module("evaluate", tmp_path / "none", status=2))
-
-
-HEAVY = ("torch", "scipy", "sklearn", "wandb")
-CHECK = f"""
-import sys
-from infogan_dist.evaluate import main
-try:
-    main(sys.argv[1:])
-except SystemExit as end:
-    assert not any(name in sys.modules for name in {HEAVY}), "imported too early"
-    sys.exit(end.code)
-"""
-
-
-@pytest.mark.parametrize(
-    ("words", "status"),
-    [
-        (["--help"], 0),
-        (["{run}", "recovery"], 2),
-        (["{run}", "step=x"], 2),
-        (["{run}", "scores.imagess=3"], 2),
-    ],
-)
-def test_help_and_mistakes_are_answered_without_importing_torch(
-    tmp_path: Path, words: list[str], status: int
-):
-    (tmp_path / "config.yaml").write_text((ROOT / "configs" / "quickstart.yaml").read_text())
-    arguments = [word.format(run=tmp_path) for word in words]
-    done = subprocess.run([sys.executable, "-c", CHECK, *arguments], capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    assert "imported too early" not in done.stderr

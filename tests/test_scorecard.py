@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -185,32 +183,3 @@ def test_seeds_are_a_range_or_a_list(text: str, seeds: list[int]):
 def test_other_seeds_are_refused(text: str):
     with pytest.raises(ConfigError, match=r"seeds=0\.\.4"):
         parse_seeds(text)
-
-
-HEAVY = ("torch", "scipy", "sklearn", "wandb")
-CHECK = f"""
-import sys
-from infogan_dist.scorecard import main
-try:
-    main(sys.argv[1:])
-except SystemExit as end:
-    assert not any(name in sys.modules for name in {HEAVY}), "imported too early"
-    sys.exit(end.code)
-"""
-
-
-@pytest.mark.parametrize(
-    ("words", "status"),
-    [
-        (["--help"], 0),
-        (["configs/quickstart.yaml", "seeds=x"], 2),
-        (["configs/quickstart.yaml", "train.stepz=3", "--out", "x.json"], 2),
-        (["configs/quickstart.yaml", "--out", "x.txt"], 2),
-        (["compare", "--help"], 0),
-        (["compare", "nowhere.json"], 2),
-    ],
-)
-def test_help_and_mistakes_are_answered_without_importing_torch(words: list[str], status: int):
-    done = subprocess.run([sys.executable, "-c", CHECK, *words], capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    assert "imported too early" not in done.stderr

@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,15 +29,28 @@ HEAVY = ("torch", "accelerate", "wandb", "webdataset", "scipy", "sklearn")
         (["generate", "runs/x", "grid=5"], 2, "grid=5x5"),
         (["evaluate", "--help"], 0, "recovery"),
         (["evaluate", "runs/x", "recovery"], 2, "not key=value"),
+        (["evaluate", "{run}", "step=x"], 2, "whole number"),
+        (["evaluate", "{run}", "scores.imagess=3"], 2, "scores.images"),
         (["scorecard", "--help"], 0, "seeds"),
         (["scorecard", "configs/mnist.yaml", "seeds=x"], 2, "seeds=0..4"),
+        (
+            ["scorecard", "configs/mnist.yaml", "train.stepz=3", "--out", "x.json"],
+            2,
+            "did you mean train.steps?",
+        ),
+        (["scorecard", "configs/mnist.yaml", "--out", "x.txt"], 2, ".json"),
+        (["scorecard", "compare", "--help"], 0, "usage"),
+        (["scorecard", "compare", "nowhere.json"], 2, "nowhere.json"),
         (["make_shards", "--help"], 0, "mnist5k"),
         (["make_shards", "folder"], 2, "--from"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_help_and_refusals_need_no_heavy_library(arguments: list[str], status: int, message: str):
-    module, *rest = arguments
+def test_help_and_refusals_need_no_heavy_library(
+    tmp_path: Path, arguments: list[str], status: int, message: str
+):
+    (tmp_path / "config.yaml").write_text((ROOT / "configs" / "quickstart.yaml").read_text())
+    module, *rest = (word.format(run=tmp_path) for word in arguments)
     script = f"""
 import sys
 from infogan_dist.{module} import main

@@ -35,7 +35,8 @@ def check_scores(config: Config, train: Manifest, test: Manifest | None) -> None
     check_test_shape(train, test)
     requested = config.scores.names
     for name in requested or []:
-        reason = REQUIREMENTS[name](config, manifests)
+        requirement = REQUIREMENTS.get(name)
+        reason = None if requirement is None else requirement(config, manifests)
         if reason is not None:
             raise unavailable(name, reason)
     # A network that is named must work even where the scores themselves are optional.

@@ -47,66 +47,43 @@ def test_a_request_to_stop_does_not_hide_a_step_that_is_not_finite(
     assert checkpoint.find(Path(config.run)) is None
 
 
+def errors_of_two_processes(commands: list[list[str]], folders: list[Path]) -> list[str]:
+    """Run two processes of one world, each with its arguments and in its folder; return what they print.
+
+    Both must refuse to train.
+    """
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    place |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "infogan_dist.train", *arguments],
+            cwd=folder,
+            env={**environment(), **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, (arguments, folder) in enumerate(zip(commands, folders, strict=True))
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    return errors
+
+
 def test_processes_with_different_checkpoints_are_refused(tiny: Path, tmp_path: Path, run_module: Runner):
     """As with a relative run folder in two working directories, of which only one contains a checkpoint."""
     homes = [tmp_path / "a", tmp_path / "b"]
     for home in homes:
         home.mkdir()
     run_module("train", tiny, f"run={homes[0]}/run", "train.steps=3")
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    command = [sys.executable, "-m", "infogan_dist.train", str(tiny), "run=run", "train.steps=6"]
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=home,
-            env={
-                **environment(),
-                **shared,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "OMP_NUM_THREADS": "1",
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, home in enumerate(homes)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], errors
+    errors = errors_of_two_processes([[str(tiny), "run=run", "train.steps=6"]] * 2, homes)
     assert errors[0].count("error: run: process 1 has another checkpoint than process 0") == 1
     assert "error" not in errors[1]
     assert not (homes[1] / "run" / "checkpoints").exists()
 
 
 def test_processes_with_different_configs_are_refused(tiny: Path, tmp_path: Path):
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "infogan_dist.train", str(tiny), f"optim.generator.lr={lr}"],
-            env={
-                **environment(),
-                **shared,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "OMP_NUM_THREADS": "1",
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, lr in enumerate((0.001, 0.002))
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], errors
+    commands = [[str(tiny), f"optim.generator.lr={lr}"] for lr in (0.001, 0.002)]
+    errors = errors_of_two_processes(commands, [tmp_path, tmp_path])
     assert "process 1 has another config than process 0" in errors[0]
 
 
