@@ -32,7 +32,7 @@ def check(tmp_path: Path, small_set: Path) -> Callable[..., None]:
 
 
 def test_each_score_of_the_schema_has_its_requirements():
-    assert tuple(REQUIREMENTS) == schema.SCORES
+    assert REQUIREMENTS.keys() <= {*schema.SCORES}  # a score may have no requirement
 
 
 @pytest.mark.parametrize(
