@@ -36,7 +36,8 @@ MODULES = {
         "intervals",
     ),
     "runtime": (
-        "run_folder", "tracking", "checkpoint", "pictures", "metrics", "distributed", "device", "batch_norm",
+        "run_folder", "tracking", "run_logs", "checkpoint", "pictures", "metrics", "distributed", "device",
+        "batch_norm",
     ),
     "model": ("losses", "networks", "latents", "codes"),
     "data": (

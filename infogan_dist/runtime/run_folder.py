@@ -25,7 +25,7 @@ from infogan_dist.data.fetch import redact_url
 from infogan_dist.data.shards import Manifest
 from infogan_dist.errors import ConfigError
 from infogan_dist.files import flush_to_disk, report_unwritable
-from infogan_dist.runtime import checkpoint, tracking
+from infogan_dist.runtime import checkpoint, run_logs
 from infogan_dist.runtime.checkpoint import Checkpoint
 
 
@@ -98,9 +98,9 @@ class RunFolder:
         """Remove incomplete checkpoints, write the resolved config, and truncate the logs to a step."""
         for partial in (self.path / checkpoint.FOLDER).glob(".*.part"):
             shutil.rmtree(partial, ignore_errors=True)
-        with report_unwritable(self.path, tracking.RESTART):
+        with report_unwritable(self.path, run_logs.RESTART):
             save_config(config, self.path / CONFIG_FILE)
-            tracking.truncate_logs(self.path, step)
+            run_logs.truncate_logs(self.path, step)
 
     def save(
         self,
@@ -125,8 +125,8 @@ class RunFolder:
         if checkpoint.find(folder) is not None:
             return None
         # A log must not be older than the checkpoint that follows it, also after a power failure.
-        with report_unwritable(self.path, tracking.RESTART):
-            for name in tracking.LOGS:
+        with report_unwritable(self.path, run_logs.RESTART):
+            for name in run_logs.LOGS:
                 if (self.path / name).is_file():
                     flush_to_disk(self.path / name)
         checkpoint.save(self.path, config, networks, optimizers, metadata)
@@ -141,9 +141,9 @@ class RunFolder:
         """
         if config.best is None:
             return None
-        is_score = config.best.startswith(tracking.SCORE_PREFIX)
-        values = tracking.logged_values(
-            self.path, tracking.SCORES if is_score else tracking.METRICS, config.best
+        is_score = config.best.startswith(run_logs.SCORE_PREFIX)
+        values = run_logs.logged_values(
+            self.path, run_logs.SCORES if is_score else run_logs.METRICS, config.best
         )
         rated: list[tuple[float, int]] = []
         for folder in checkpoint.step_folders(self.path):

@@ -5,9 +5,7 @@ so that `metrics.jsonl` is the same, bit for bit, each time a config is run.
 """
 
 import contextlib
-import json
 import logging
-import math
 import os
 import queue
 import secrets
@@ -31,17 +29,13 @@ from infogan_dist.config.schema import Config, TrackingConfig
 from infogan_dist.data.fetch import redact_url
 from infogan_dist.errors import EXIT_STOPPED, ConfigError
 from infogan_dist.files import report_unwritable, write_text
+from infogan_dist.runtime import run_logs
 from infogan_dist.runtime.pictures import save_picture
 
-METRICS, TIMING, SCORES = "metrics.jsonl", "timing.jsonl", "scores.jsonl"
-LOGS = (METRICS, TIMING, SCORES)
 PICTURES, WANDB_ID = "pictures", "wandb_id"
-TIMING_PREFIX = "timing/"  # of values that differ from one run of a config to the next
-SCORE_PREFIX = "score/"
 WANDB_INIT_TIMEOUT_S = 30
 WANDB_FINISH_TIMEOUT_S = 60  # at the end of a run, for what W&B has not sent or written yet
 
-RESTART = "make room and start again: the run continues from its newest checkpoint"
 logger = logging.getLogger(__name__)
 
 Pictures = dict[str, np.ndarray]  # uint8 [height, width, 3] by name
@@ -62,18 +56,11 @@ class RunFolderTracker(GeneralTracker):
         return self.folder
 
     def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
-        lines: dict[str, dict[str, Any]] = {METRICS: {}, TIMING: {}, SCORES: {}}
-        for key, value in values.items():
-            lines[_log_of(key)][key.removeprefix(TIMING_PREFIX)] = _finite(value)
-        for name, line in lines.items():
-            path = self.folder / name
-            if line:
-                with report_unwritable(path, RESTART), path.open("a") as stream:
-                    stream.write(json.dumps({"step": step, **line}) + "\n")
+        run_logs.append(self.folder, values, step)
 
     def log_images(self, values: Pictures, step: int | None = None, **kwargs: Any) -> None:
         folder = self.folder / PICTURES / f"step_{step:08d}"
-        with report_unwritable(folder, RESTART):
+        with report_unwritable(folder, run_logs.RESTART):
             folder.mkdir(parents=True, exist_ok=True)
             for name, picture in values.items():
                 save_picture(picture, folder / f"{name.replace('/', '_')}.png")
@@ -261,51 +248,6 @@ def mark_preempting(accelerator: Accelerator) -> None:
     for tracker in accelerator.trackers:
         if isinstance(tracker, WandbMirror):
             tracker.mark_preempting()
-
-
-def truncate_logs(folder: Path, step: int) -> None:
-    """Remove the log lines after a step, when a run continues from its checkpoint. Raises `OSError`."""
-    for name in LOGS:
-        path = folder / name
-        if path.is_file():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def logged_values(folder: Path, log: str, name: str) -> dict[int, float]:
-    """Return the finite values of a metric by step.
-
-    Args:
-        folder: the run folder.
-        log: name of the log's file.
-        name: the metric's.
-    """
-    values = {}
-    if (folder / log).is_file():
-        for line in (folder / log).read_text().splitlines():
-            with contextlib.suppress(ValueError):  # an incomplete line
-                row = json.loads(line)
-                if isinstance(row.get(name), (int, float)):
-                    values[row["step"]] = row[name]
-    return values
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # an incomplete line, from a process that was killed while writing
-
-
-def _log_of(key: str) -> str:
-    """Return the file that a value is logged in."""
-    if key.startswith(TIMING_PREFIX):
-        return TIMING
-    return SCORES if key.startswith(SCORE_PREFIX) else METRICS
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def wandb_mode(mode: str) -> str:

@@ -9,7 +9,7 @@ from infogan_dist.config.load import CONFIG_FILE, flatten, load_config, read_con
 from infogan_dist.config.schema import Config, Effect
 from infogan_dist.data.shards import Manifest, load_manifest
 from infogan_dist.errors import ConfigError
-from infogan_dist.runtime import checkpoint, tracking
+from infogan_dist.runtime import checkpoint, run_logs
 from infogan_dist.runtime.device import resolve_config
 from infogan_dist.runtime.run_folder import RunFolder
 from infogan_dist.scores.card import (
@@ -271,7 +271,7 @@ def training_seconds(run: Path) -> float | None:
 
     None where the run has logged nothing, because it is shorter than `train.log_every`.
     """
-    path = run / tracking.TIMING
+    path = run / run_logs.TIMING
     if not path.is_file():
         return None
     total = last = 0.0

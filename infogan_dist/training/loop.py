@@ -70,6 +70,8 @@ def _loop(run: Run) -> bool:
         initial=state.step,
         disable=not (config.tracking.progress and run.engine.is_main),
     ) as bar:
+        if run.lacks_scores():
+            run.evaluate()
         while state.step < schedule.total:
             batch = timer.next_batch(batches)
             if state.step == 0:

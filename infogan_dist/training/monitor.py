@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 from infogan_dist.data.loader import Batch
-from infogan_dist.runtime.tracking import TIMING_PREFIX
+from infogan_dist.runtime.run_logs import TIMING_PREFIX
 
 WINNING_WINDOWS = 3  # windows in a row in which D's loss is below its threshold before the user is warned
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from infogan_dist.data.shards import load_manifest
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_networks
-from infogan_dist.runtime import checkpoint, tracking
+from infogan_dist.runtime import checkpoint, run_logs, tracking
 from infogan_dist.runtime.checkpoint import Checkpoint
 from infogan_dist.runtime.device import describe_machine, resolve_config
 from infogan_dist.runtime.distributed import Engine
@@ -207,11 +207,23 @@ class Run:
             if self.engine.is_main:
                 logger.warning("not scored: %s", error)
             return
-        scores = {tracking.SCORE_PREFIX + name: value for name, value in result.values().items()}
+        scores = {run_logs.SCORE_PREFIX + name: value for name, value in result.values().items()}
         self.engine.accelerator.log(scores, step=self.state.step)
         if self.engine.is_main:
-            pictures = {tracking.SCORE_PREFIX + name: pixels for name, pixels in result.pictures.items()}
+            pictures = {run_logs.SCORE_PREFIX + name: pixels for name, pixels in result.pictures.items()}
             tracking.log_pictures(self.engine.accelerator, pictures, self.state.step)
+
+    def lacks_scores(self) -> bool:
+        """Whether the scores of the current step are due, but not logged. To be called by all processes.
+
+        That is if the run was interrupted after the checkpoint of this step, which precedes its scores.
+        """
+        if self.state.step == 0 or not self.schedule.should_evaluate(self.state.step):
+            return False
+        missing = self.engine.is_main and not run_logs.has_step(
+            self.folder.path, run_logs.SCORES, self.state.step
+        )
+        return bool(self.engine.sum(torch.tensor([float(missing)], device=self.engine.device)) > 0)
 
     def draw(self) -> None:
         """Draw samples and traversals of the averaged generator, on the main process."""

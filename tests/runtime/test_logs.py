@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from infogan_dist.config.schema import TrackingConfig
-from infogan_dist.runtime import tracking
+from infogan_dist.runtime import run_logs, tracking
 
 
 def test_a_metric_is_read_by_step_without_values_that_are_missing(tmp_path: Path):
@@ -15,14 +15,14 @@ def test_a_metric_is_read_by_step_without_values_that_are_missing(tmp_path: Path
     for step, value in ((2, 1.5), (4, float("nan")), (6, 3), (8, float("inf"))):
         tracker.log({"d/loss": value, "timing/seconds": 2.0 * step}, step=step)
     tracker.log({"g/loss": 1.0}, step=10)
-    with (tmp_path / tracking.METRICS).open("a") as stream:
+    with (tmp_path / run_logs.METRICS).open("a") as stream:
         stream.write('{"step": 12, "d/lo')  # of a process that was killed
-    assert tracking.logged_values(tmp_path, tracking.METRICS, "d/loss") == {2: 1.5, 6: 3}
-    assert tracking.logged_values(tmp_path, tracking.TIMING, "seconds") == {2: 4, 4: 8, 6: 12, 8: 16}
-    assert tracking.logged_values(tmp_path, tracking.SCORES, "score/fid") == {}
-    tracking.truncate_logs(tmp_path, 6)
-    assert (tmp_path / tracking.METRICS).read_text().count("\n") == 3
-    assert not (tmp_path / tracking.SCORES).exists()
+    assert run_logs.logged_values(tmp_path, run_logs.METRICS, "d/loss") == {2: 1.5, 6: 3}
+    assert run_logs.logged_values(tmp_path, run_logs.TIMING, "seconds") == {2: 4, 4: 8, 6: 12, 8: 16}
+    assert run_logs.logged_values(tmp_path, run_logs.SCORES, "score/fid") == {}
+    run_logs.truncate_logs(tmp_path, 6)
+    assert (tmp_path / run_logs.METRICS).read_text().count("\n") == 3
+    assert not (tmp_path / run_logs.SCORES).exists()
 
 
 @pytest.mark.parametrize(("mode", "resume"), [("online", "allow"), ("offline", None)])

@@ -16,7 +16,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 from infogan_dist.config.load import read_config
 from infogan_dist.config.schema import TrackingConfig
 from infogan_dist.errors import ConfigError
-from infogan_dist.runtime import tracking
+from infogan_dist.runtime import run_logs, tracking
 from tests.conftest import Runner, read_metrics
 
 BLOCK, HEADER = 32768, 7
@@ -76,7 +76,7 @@ def test_each_log_has_one_line_per_call_with_values_for_it(tmp_path: Path):
     assert lines("metrics.jsonl") == [{"step": 5, "d/loss": 1.0}, {"step": 6, "d/loss": 4.0}]
     assert lines("timing.jsonl") == [{"step": 5, "seconds": 2.0}]
     assert lines("scores.jsonl") == [{"step": 5, "score/fid": 3.0}]
-    tracking.truncate_logs(tmp_path, 4)
+    run_logs.truncate_logs(tmp_path, 4)
     assert [lines(f"{name}.jsonl") for name in ("metrics", "timing", "scores")] == [[], [], []]
 
 

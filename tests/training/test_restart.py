@@ -1,5 +1,6 @@
 """What a restart must not undo or change, with command lines in real processes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -126,3 +127,19 @@ def test_a_config_file_may_have_an_equals_sign_in_its_path(tiny: Path, tmp_path:
     (folder / "a=b.yaml").write_text(tiny.read_text() + "seed: 77\n")
     assert read_config([str(folder / "a=b.yaml"), "noise=5"]).seed == 77
     assert os.path.exists(folder / "a=b.yaml")
+
+
+def test_scores_that_an_interruption_has_prevented_are_computed_after_the_restart(
+    run_module: Runner, tiny: Path, tmp_path: Path
+):
+    """As if the run had been killed after the checkpoint of step 4, before its scores were logged."""
+    options = [tiny, "train.evaluate_every=2", "scores.names=[information]", "scores.images=20"]
+    scores = tmp_path / "run" / "scores.jsonl"
+    run_module("train", *options, "train.steps=4")
+    undisturbed = scores.read_text()
+    assert [json.loads(line)["step"] for line in undisturbed.splitlines()] == [2, 4]
+    scores.write_text(undisturbed.splitlines(keepends=True)[0])
+    run_module("train", *options, "train.steps=4", processes=2)
+    assert [json.loads(line)["step"] for line in scores.read_text().splitlines()] == [2, 4]
+    run_module("train", *options, "train.steps=4")
+    assert len(scores.read_text().splitlines()) == 2
