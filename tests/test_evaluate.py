@@ -70,6 +70,7 @@ def read_scores(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.rig
 def test_scores_are_the_same_on_one_two_and_three_processes(
     run_module: Runner, trained: Path, tmp_path: Path, factor_set: Path, features: Path
 ):

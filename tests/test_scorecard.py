@@ -14,6 +14,7 @@ from infogan_dist.scorecard import parse_seeds
 from tests.conftest import ROOT, Runner, Started, images_source, line_of
 
 
+@pytest.mark.rig
 def test_a_scorecard_trains_scores_and_uses_stored_scores(run_module: Runner, tiny: Path, tmp_path: Path):
     out = tmp_path / "results" / "tiny.json"
     words = [tiny, "seeds=0..1", "scores.images=50", "--out", out]
@@ -53,6 +54,7 @@ def records_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
+@pytest.mark.rig
 def test_a_card_covers_stored_seeds_and_scores_them_again_for_new_data(
     run_module: Runner, tiny: Path, tmp_path: Path
 ):
@@ -87,6 +89,7 @@ def test_a_card_covers_stored_seeds_and_scores_them_again_for_new_data(
     assert records_of(out) == before
 
 
+@pytest.mark.rig
 def test_a_setting_in_epochs_is_extended(run_module: Runner, tiny: Path, tmp_path: Path):
     out = tmp_path / "card.json"
     words = [
@@ -149,6 +152,7 @@ def test_a_file_without_scores_cannot_be_compared(run_module: Runner, tmp_path: 
         assert message in line_of(run_module("scorecard", "compare", path, status=2))
 
 
+@pytest.mark.rig
 def test_a_stopped_scorecard_continues(tiny: Path, tmp_path: Path, run_module: Runner):
     words = [tiny, "seeds=0", "scores.names=[information]", "scores.images=50", "train.log_every=10"]
     started = Started(tmp_path, "scorecard", *words, "train.steps=1000000")

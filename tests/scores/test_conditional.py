@@ -194,6 +194,7 @@ def parallel_map(world: int) -> DistributedMap:
     return distributed_map
 
 
+@pytest.mark.rig
 @pytest.mark.usefixtures("perfect_matching")
 def test_any_number_of_processes_computes_the_same_bits(make_model, digits: Path):
     results = []
@@ -207,6 +208,7 @@ def test_any_number_of_processes_computes_the_same_bits(make_model, digits: Path
     assert results[0] == results[1]
 
 
+@pytest.mark.rig
 def test_the_classifier_learns_digits_in_seconds(digits: Path, make_model):
     model = make_model(*DIGIT_OPTIONS, "scores.limit=5000", train=digits)
     images, labels = real_digits(model)

@@ -381,6 +381,7 @@ def test_a_rotation_that_mixes_all_factors_equally_is_entangled():
         assert scores[name] == pytest.approx(0.25, abs=CHANCE)
 
 
+@pytest.mark.rig
 def test_noise_scores_chance():
     scores = all_scores(noise(), CONTINUOUS, UNEQUAL)
     # The mean information of independent variables is (20 - 1)(n - 1) / 2N by chance; divided by H(n), and
@@ -484,6 +485,7 @@ def test_only_values_that_occur_count(before: dict[str, float]):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.rig
 def test_any_number_of_processes_computes_the_same_bits():
     codes, factors = np.column_stack([noisy(), UNEQUAL[:, 1]])[:600], UNEQUAL[:600]
     one, two, three = (

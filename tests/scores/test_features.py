@@ -245,6 +245,7 @@ def write_idx(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) 
         (folder / name).write_bytes(gzip.compress(header + array.tobytes(), 1))
 
 
+@pytest.mark.rig
 def test_the_training_script_is_reproducible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -82,6 +82,7 @@ def test_processes_with_different_checkpoints_are_refused(tiny: Path, tmp_path: 
     assert not (homes[1] / "run" / "checkpoints").exists()
 
 
+@pytest.mark.rig
 def test_processes_with_different_configs_are_refused(tiny: Path, tmp_path: Path):
     commands = [[str(tiny), f"optim.generator.lr={lr}"] for lr in (0.001, 0.002)]
     errors = errors_of_two_processes(commands, [tmp_path, tmp_path])
