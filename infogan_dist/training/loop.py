@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from infogan_dist.config.schema import Config
 from infogan_dist.console import progress
@@ -64,6 +66,7 @@ def _loop(run: Run) -> bool:
     batches = run.loader.batches(state.step)
     timer = StepTimer(config.train.batch_size)
     monitor = FailureMonitor(list(run.spec.codes), run.train_step.loss.winning_threshold)
+    should_stop = partial(_should_stop, run.folder.path, config.train.on_nonfinite)
     with progress(
         schedule.total,
         "step",
@@ -83,11 +86,11 @@ def _loop(run: Run) -> bool:
                 bar.set_postfix_str(_short_metrics(run.metrics, list(config.codes)))
                 if run.engine.is_main:
                     monitor.check(run.metrics, state.step)
-            stop = _should_stop(run, previous_flags, state.step - 1)
+            stop = should_stop(previous_flags, state.step - 1)
             saves = schedule.should_save(state.step) or schedule.should_evaluate(state.step)
             if stop or saves:
                 # No step is saved before its own flags were read; the host waits for them here only.
-                stop |= _should_stop(run, run.engine.last_flags(), state.step)
+                stop |= should_stop(run.engine.last_flags(), state.step)
             if stop:
                 return True
             if schedule.should_draw(state.step):
@@ -96,15 +99,16 @@ def _loop(run: Run) -> bool:
                 run.save()  # before the scores, whose computation may fail
             if schedule.should_evaluate(state.step):
                 run.evaluate()
-    _should_stop(run, run.engine.last_flags(), state.step)
+    should_stop(run.engine.last_flags(), state.step)
     return False
 
 
-def _should_stop(run: Run, flags: list[float] | None, step: int) -> bool:
+def _should_stop(folder: Path, on_nonfinite: str, flags: list[float] | None, step: int) -> bool:
     """Return whether a stop was requested.
 
     Args:
-        run: the run.
+        folder: the run folder.
+        on_nonfinite: `train.on_nonfinite` of the config.
         flags: of `Engine.exchange`: stop requested, D's and G's loss or gradient not finite.
         step: the step that the flags belong to.
 
@@ -114,10 +118,10 @@ def _should_stop(run: Run, flags: list[float] | None, step: int) -> bool:
     if flags is None:
         return False
     stop, *nonfinite = flags
-    if not any(nonfinite) or run.config.train.on_nonfinite == "skip":
+    if not any(nonfinite) or on_nonfinite == "skip":
         return stop > 0
     names = [n for n, flag in zip(("discriminator", "generator"), nonfinite, strict=True) if flag]
-    last = checkpoint.find(run.folder.path)
+    last = checkpoint.find(folder)
     raise TrainingError(
         f"step {step}: the {' and '.join(names)}'s loss or gradient is not finite; the weights are those of "
         f"the step before; last checkpoint: {last.path if last else 'none'}; "
