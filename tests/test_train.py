@@ -223,7 +223,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_going(
     run_module("train", tiny)  # the lock ended with the first process
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.rig)])
 def test_a_killed_run_continues_from_its_last_checkpoint(
     run_module: Runner, tiny: Path, tmp_path: Path, processes: int
 ):

@@ -410,6 +410,7 @@ def test_codes_that_occur_twice_have_no_gap():
     assert modularity(twice, serial_map) == modularity(once, serial_map)
 
 
+@pytest.mark.rig
 @pytest.mark.parametrize("is_category", [False, True])
 def test_a_dead_code_changes_nothing(is_category: bool, before: dict[str, float]):
     codes, discrete = noisy(), [*CONTINUOUS, is_category]
@@ -477,6 +478,7 @@ def test_a_single_code_of_four_factors_predicts_one():
     assert beta_vae(single, 0, serial_map) == pytest.approx(expected, abs=CHANCE)
 
 
+@pytest.mark.rig
 def test_only_values_that_occur_count(before: dict[str, float]):
     spaced_and_constant = np.insert(UNEQUAL * 7 + 2, 2, 3, axis=1)
     assert all_scores(noisy(), CONTINUOUS, spaced_and_constant) == before
