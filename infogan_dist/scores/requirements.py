@@ -65,11 +65,8 @@ def _recovery(config: Config, manifests: Manifests) -> str | None:
 def _has_label(config: Config, manifest: Manifest) -> bool:
     """Return whether the first image of a set has a label."""
     url, content = fetch_shard(manifest, 0, open_store(config.data))
-    return any(LABEL_TYPE in member for _, member in [next(samples_of(content, url), ("", {}))])
-
-
-def _information(config: Config, manifests: Manifests) -> str | None:
-    return None
+    _, member = next(samples_of(content, url), ("", {}))
+    return LABEL_TYPE in member
 
 
 def _control(config: Config, manifests: Manifests) -> str | None:
@@ -100,10 +97,9 @@ def _disentanglement(config: Config, manifests: Manifests) -> str | None:
     return None
 
 
-# Functions that return the reason why a score is unavailable, or None; `config.schema.SCORES` has the names.
+# Functions that return the reason why a score is unavailable, or None; scores without one need nothing.
 REQUIREMENTS: dict[str, Callable[[Config, Manifests], str | None]] = {
     "recovery": _recovery,
-    "information": _information,
     "control": _control,
     "fidelity": _fidelity,
     "conditional": _recovery,

@@ -105,8 +105,8 @@ class Run:
     def _create_loader(self) -> Loader:
         config = self.config
         order = Order(config.seed, self.manifest.shard_sizes, config.data.lanes, config.real_batch)
-        warning = order.drift_warning()
-        if warning and self.engine.is_main:
+        # A second of work for 100,000 shards, which one process does for all.
+        if self.engine.is_main and (warning := order.drift_warning()):
             logger.warning(warning)
         return Loader(
             self.manifest,

@@ -47,9 +47,12 @@ def test_micro_batches_do_not_depend_on_the_number_of_processes(
 
 def test_real_image_i_and_latent_i_are_in_one_micro_batch_at_one_row():
     config = read_config([QUICK, "train.accumulation=4"])
-    for micro in BatchShare(config, 2, 1).micro_batches():
-        rows = torch.arange(32)
-        assert torch.equal(micro.take(rows), micro.take(rows.clone()))
+    share = BatchShare(config, 2, 1)
+    # Four lanes of eight rows each: micro-batch i has rows 2i and 2i + 1 of every lane, of both tensors.
+    for i, micro in enumerate(share.micro_batches()):
+        expected = torch.tensor([lane * 8 + 2 * i + j for lane in range(4) for j in range(2)])
+        assert torch.equal(micro.take(torch.arange(share.real_images)), expected)
+        assert torch.equal(micro.take(torch.arange(share.latents)), expected)
     halves = read_config([QUICK, "train.accumulation=2", "objective.d_updates=split"])
     for micro in BatchShare(halves, 2, 1).micro_batches():  # real image i and latent 2i
         assert torch.equal(micro.take(torch.arange(32))[::2], 2 * micro.take(torch.arange(16)))
