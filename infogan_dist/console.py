@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from infogan_dist.errors import DataError, UserError
+from infogan_dist.errors import EXIT_INTERRUPTED, DataError, MachineError, UserError
 from infogan_dist.launcher import process_place
 
 PROGRESS_INTERVAL_S = 30.0  # between two lines of progress where stderr is not a terminal
@@ -43,18 +44,41 @@ def set_up_logging(quiet: bool = False) -> None:
     PACKAGE_LOGGER.setLevel(logging.WARNING if quiet or not process_place().is_first else logging.INFO)
 
 
+def report_error(error: BaseException) -> None:
+    """Print a `UserError` as one line, and any other exception with its traceback."""
+    if isinstance(error, UserError):
+        logger.error(" ".join(str(error).split()))
+    else:
+        traceback.print_exception(error)
+        sys.stderr.flush()  # before anything that may block, also if it is a buffered file
+
+
+def exit_status(error: BaseException) -> int:
+    """Return the exit status of a process that ends with an exception."""
+    if isinstance(error, UserError):
+        return error.status
+    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+def is_raised_by_all(error: BaseException) -> bool:
+    """Whether all processes of a run raise the same error. A `DataError` may occur on one of them alone."""
+    return isinstance(error, UserError) and not isinstance(error, DataError)
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Print a `UserError` as one line and exit with its status.
 
-    All processes of a run raise the same error, so only the first one prints it. A `DataError` may occur on
-    one process alone, which therefore prints its own.
+    An error that all processes raise is printed by the first one only, a `MachineError` by the first one of
+    its machine. For errors after the processes have connected see `runtime/failure.py`.
     """
     try:
         yield
     except UserError as error:
-        if process_place().is_first or isinstance(error, DataError):
-            logger.error(" ".join(str(error).split()))
+        place = process_place()
+        is_first = place.local_rank == 0 if isinstance(error, MachineError) else place.is_first
+        if is_first or not is_raised_by_all(error):
+            report_error(error)
         else:
             time.sleep(ERROR_DELAY_S)
         sys.exit(error.status)

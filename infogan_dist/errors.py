@@ -3,6 +3,7 @@
 EXIT_STOPPED = (
     75  # EX_TEMPFAIL: a stop was requested, a checkpoint was saved, start the run again to continue
 )
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells: Ctrl-C was pressed a second time
 
 
 class UserError(Exception):
@@ -17,6 +18,10 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """The configuration or the command line asks for something impossible."""
+
+
+class MachineError(ConfigError):
+    """A machine cannot do what the configuration or the launcher asks for; the run's others possibly can."""
 
 
 class DataError(UserError):

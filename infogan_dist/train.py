@@ -18,7 +18,7 @@ from infogan_dist.config.load import presets, read_config
 from infogan_dist.config.schema import Config
 from infogan_dist.console import exit_on_user_error, set_up_logging
 from infogan_dist.errors import EXIT_STOPPED
-from infogan_dist.launcher import process_place
+from infogan_dist.launcher import check_launcher, process_place
 
 if TYPE_CHECKING:
     from infogan_dist.training.loop import Outcome
@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging(quiet="--quiet" in arguments)
     with exit_on_user_error():
         config = read_config([a for a in arguments if a != "--quiet"])
-        # Imported only now, so that --help and a refused config are answered at once: torch takes seconds.
+        check_launcher()
+        # Imported only now, so that --help and refusals are answered at once: torch takes seconds.
         from infogan_dist.training.loop import train
 
         outcome = train(config)

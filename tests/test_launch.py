@@ -140,6 +140,21 @@ def test_accelerate_configs_give_the_same_weights_as_processes_without_a_launche
 
 
 @pytest.mark.rig
+@pytest.mark.parametrize("processes", [1, 2])
+def test_fsdp_from_accelerate_launch_is_refused_in_one_line(tiny: Path, processes: int):
+    """The launcher's own report follows, with the exit status of the first process that failed."""
+    command = ["accelerate", "launch", "--use_fsdp", f"--num_processes={processes}", "--num_machines=1"]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    process = start([*command, "-m", "infogan_dist.train", str(tiny)], environment())
+    (status,), output = wait_for_all([process])
+    own, _, report = output.partition("\nE")  # torch's log lines begin with their level
+    assert status == 1
+    assert own.count("error: ACCELERATE_USE_FSDP=true: FSDP is not supported") == 1
+    assert "Traceback" not in own
+    assert re.search(r"exitcode\s*: 2", report), output
+
+
+@pytest.mark.rig
 def test_torchrun_gives_the_same_weights_as_processes_without_a_launcher(
     run_module: Runner, tiny: Path, tmp_path: Path
 ):

@@ -26,7 +26,7 @@ PACKAGES = {
 }
 # Within a package, a module imports only from modules further down.
 MODULES = {
-    "training": ("loop", "run", "monitor", "step", "state", "schedule"),
+    "training": ("loop", "run", "monitor", "graph", "step", "average", "state", "schedule"),
     "preflight": ("examine", "run", "data", "disk", "machine", "communication", "config", "finding"),
     "scores": (
         "seed_runs", "command_runner", "compare", "card", "page", "evaluation", "requirements",
@@ -36,15 +36,15 @@ MODULES = {
         "intervals",
     ),
     "runtime": (
-        "run_folder", "tracking", "run_logs", "checkpoint", "pictures", "metrics", "distributed", "device",
-        "batch_norm",
+        "run_folder", "tracking", "run_logs", "checkpoint", "pictures", "metrics", "distributed", "failure",
+        "device", "batch_norm",
     ),
     "model": ("losses", "networks", "latents", "codes"),
     "data": (
-        "write", "sources", "finite", "loader", "order", "shards", "images", "fetch", "transport", "s3",
-        "cache", "urls",
+        "write", "sources", "finite", "resident", "loader", "order", "shards", "images", "fetch",
+        "filesystems", "transport", "hub", "s3", "cache", "urls",
     ),
-    "config": ("load", "help", "validate", "batch_share", "schema", "fields"),
+    "config": ("load", "help", "validate", "batch_share", "schema", "codes", "fields"),
 }  # fmt: skip
 COMMANDS = ("doctor", "evaluate", "generate", "make_shards", "scorecard", "train")  # import no other command
 LIBRARIES = {

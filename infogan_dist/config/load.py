@@ -15,9 +15,10 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from infogan_dist.config.codes import CODE_CONFIGS, CodeConfig
 from infogan_dist.config.fields import Effect
 from infogan_dist.config.help import unknown_key_message
-from infogan_dist.config.schema import CODE_CONFIGS, CodeConfig, Config
+from infogan_dist.config.schema import Config
 from infogan_dist.config.validate import validate
 from infogan_dist.errors import ConfigError
 from infogan_dist.files import write_text

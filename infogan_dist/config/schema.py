@@ -8,79 +8,13 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from infogan_dist.config.codes import CodeConfig
 from infogan_dist.config.fields import Effect, field
-from infogan_dist.errors import ConfigError
 
-PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
 LOSSES = ("nonsaturating", "hinge", "least_squares")  # `model.losses.LOSSES` has an entry for each
 # `scores.evaluation.SCORES` has a function for each.
 SCORES = ("recovery", "information", "control", "fidelity", "conditional", "disentanglement")
-CODE_KINDS = ("categorical", "uniform", "gaussian", "bernoulli")
-
-
-@dataclass
-class CodeConfig:
-    """A latent code. A kind's own class checks what only that kind requires; see `CODE_CONFIGS`."""
-
-    kind: str = field(MISSING, "prior p(c)", choices=CODE_KINDS)
-    size: int = field(1, "categories of a categorical code; independent variables of the others", minimum=1)
-    count: int = field(1, "independent categorical variables of that many categories", minimum=1)
-    weight: float = field(
-        1.0, "lambda of this code's lower bound (paper, eq. 6); 0.1 suits continuous codes", minimum=0
-    )
-    sigma: float | None = field(
-        None, "standard deviation of a continuous code's posterior; null: learned, as exp(s)", above=0
-    )
-
-    def check(self, key: str) -> None:
-        """Refuse keys that this kind does not have.
-
-        Args:
-            key: the code's place in the config, such as `codes.digit`.
-
-        Raises:
-            ConfigError: with the key and the remedy.
-        """
-        if self.count != 1:
-            raise ConfigError(f"{key}.count: only for categorical codes; use {key}.size={self.count}")
-        if self.sigma is not None:
-            raise ConfigError(f"{key}.sigma: only for continuous codes; remove it")
-
-
-@dataclass
-class CategoricalConfig(CodeConfig):
-    """`count` variables of `size` categories."""
-
-    def check(self, key: str) -> None:
-        if self.size < 2:
-            raise ConfigError(
-                f"{key}.size: {self.size} categories, a categorical code needs at least 2; set {key}.size=10"
-            )
-        if self.sigma is not None:
-            raise ConfigError(f"{key}.sigma: only for continuous codes; remove it")
-
-
-@dataclass
-class BernoulliConfig(CodeConfig):
-    """`size` binary variables."""
-
-
-@dataclass
-class ContinuousConfig(CodeConfig):
-    """`size` real variables, with a posterior of learned or fixed standard deviation."""
-
-    def check(self, key: str) -> None:
-        if self.count != 1:
-            raise ConfigError(f"{key}.count: only for categorical codes; use {key}.size={self.count}")
-
-
-# The config class of each kind; `model.codes.CODES` has the code itself.
-CODE_CONFIGS: dict[str, type[CodeConfig]] = {
-    "categorical": CategoricalConfig,
-    "uniform": ContinuousConfig,
-    "gaussian": ContinuousConfig,
-    "bernoulli": BernoulliConfig,
-}
 
 
 @dataclass
@@ -162,7 +96,7 @@ class OptimConfig:
 class DataConfig:
     shards: str = field(
         "shards/mnist",
-        "folder or URL of a shard set (create one with python -m infogan_dist.make_shards)",
+        "folder or URL (https, hf, s3, gs, ...) of a shard set; create one with infogan_dist.make_shards",
         effect=Effect.NONE,  # the images are compared by their fingerprint, wherever they lie
     )
     test: str | None = field(
@@ -192,6 +126,13 @@ class DataConfig:
         minimum=0,
         effect=Effect.NONE,
     )
+    device: str = field(
+        "auto",
+        "where decoded images stay: all on the device, or on the host up to data.cache_mib; auto: on a GPU, "
+        "if they take at most a quarter of its free memory",
+        choices=("auto", "device", "host"),
+        effect=Effect.NONE,
+    )
     disk_cache: str | None = field(
         None, "folder for a cache of remote shards, shared by all processes; null: none", effect=Effect.NONE
     )
@@ -215,15 +156,21 @@ class TrainConfig:
     accumulation: int = field(1, "micro-batches whose gradients a step adds up, to save memory", minimum=1)
     precision: str | None = field(
         None,
-        "null: that of `accelerate launch --mixed_precision`, else fp32; fp64 is for checking exactness",
+        "null: that of `accelerate launch --mixed_precision`, else fp32 (IEEE); fp64 is to check exactness",
         choices=PRECISIONS,
     )
     compile: bool = field(False, "torch.compile the networks: slower to start, faster on a GPU")
+    cuda_graph: bool = field(
+        False, "replay each step as one CUDA graph: fewer launches, for small networks on a single GPU"
+    )
     processes: int | None = field(
         None,
         "required number of processes; another number is refused; null: any",
         minimum=1,
         effect=Effect.NONE,
+    )
+    collective_timeout_s: int = field(
+        1800, "seconds that processes wait for one that saves or compiles", minimum=1, effect=Effect.NONE
     )
     ema_decay: float = field(
         0.999, "decay per step of the averaged generator, which draws the pictures", minimum=0

@@ -5,7 +5,8 @@ import math
 from typing import Any
 
 from infogan_dist.config.batch_share import check_batch
-from infogan_dist.config.schema import CodeConfig, Config
+from infogan_dist.config.codes import CodeConfig
+from infogan_dist.config.schema import Config
 from infogan_dist.errors import ConfigError
 
 

@@ -1,12 +1,14 @@
-"""Complete files from local paths, http(s):// and s3://, with retries, resuming, checks and a disk cache."""
+"""Complete files from local paths and URLs, with retries, resuming, checks and a disk cache."""
 
 import hashlib
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from infogan_dist.config.schema import DataConfig
 from infogan_dist.data.cache import DiskCache
-from infogan_dist.data.transport import MIN_RATE, RestartError, RetryError, append_body, open_url
+from infogan_dist.data.filesystems import open_file
+from infogan_dist.data.transport import MIN_RATE, Response, RestartError, RetryError, append_body, open_url
 from infogan_dist.data.urls import is_remote, redact_url
 from infogan_dist.errors import DataError
 
@@ -35,7 +37,7 @@ class Store:
         """Return the bytes of a file.
 
         Args:
-            url: local path, http://, https:// or s3:// URL.
+            url: local path, or URL: http(s)://, s3://, hf://, or of another scheme that fsspec can read.
             size: expected number of bytes; None: not checked.
             sha256: expected SHA-256; None: not checked, and the file is not cached.
 
@@ -43,14 +45,10 @@ class Store:
             FileNotFoundError: the file does not exist.
             NetworkError: it cannot be read over the network at the moment.
             DataError: it cannot be read at all, or differs from `size` or `sha256`.
-            ConfigError: boto3 is not installed.
+            ConfigError: the package for the URL's scheme is not installed.
         """
-        if url.startswith("pipe:") or (
-            is_remote(url) and not url.startswith(("http://", "https://", "s3://"))
-        ):
-            raise DataError(
-                f"{redact_url(url)}: only files, http(s):// and s3:// URLs can be read; use one of these"
-            )
+        if url.startswith("pipe:"):
+            raise DataError(f"{redact_url(url)}: only files and URLs can be read; use one of these")
         if not is_remote(url):
             return _read_local(url, size, sha256)
         # Without a checksum a cached file might be an old version.
@@ -115,7 +113,7 @@ def _download_once(url: str, is_checked: bool) -> bytes:
     while True:
         start = time.monotonic()
         try:
-            with open_url(url, len(body), etag) as response:
+            with _open(url, len(body), etag) as response:
                 if response.start == 0:
                     body, etag = bytearray(), response.etag
                 elif (response.start, response.etag or etag) != (len(body), etag):
@@ -132,3 +130,10 @@ def _download_once(url: str, is_checked: bool) -> bytes:
             if isinstance(error, RestartError) or not (is_checked or etag):
                 body, etag = bytearray(), None
         time.sleep(FIRST_PAUSE_S * 2 ** (tries - 1))
+
+
+def _open(url: str, start: int, etag: str | None) -> AbstractContextManager[Response]:
+    """Request a file from a byte on, as `open_url` does; by fsspec if its scheme is none of HTTP."""
+    if url.startswith(("http://", "https://", "s3://", "hf://")):
+        return open_url(url, start, etag)
+    return nullcontext(open_file(url, start))

@@ -17,6 +17,7 @@ from infogan_dist.data.order import Order, ShardSpan
 from infogan_dist.data.shards import DecodedShard, Manifest, read_shard
 from infogan_dist.errors import DataError, UserError
 
+CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
 
 
@@ -25,9 +26,9 @@ class Batch:
     """The rows of one process in a global batch.
 
     Attributes:
-        images: uint8 [n, C, H, W].
-        labels: int64 [n], -1 where there is none.
-        substituted: bool [n], whether another image replaces a broken one.
+        images: uint8 [n, C, H, W], on the loader's device.
+        labels: int64 [n], on the host; -1 where there is none.
+        substituted: bool [n], on the host: whether another image replaces a broken one.
     """
 
     images: Tensor
@@ -56,6 +57,13 @@ class ShardTensors(NamedTuple):
     labels: Tensor
     substituted: Tensor
     notes: list[str]
+
+
+class ShardRows(NamedTuple):
+    """Rows of a shard, int64 [m] on the host, as of `Loader._rows`."""
+
+    shard: ShardTensors
+    rows: Tensor
 
 
 class ShardDataset(Dataset):
@@ -121,7 +129,7 @@ class Loader:
         lanes: this process's lanes.
         workers: subprocesses that fetch and decode shards in advance; 0: a shard is read when it is needed.
         cache_bytes: limit of the decoded shards in memory, which are added in the order of their first use.
-        pin: put shards and batches into page-locked memory, so that copies to the device are asynchronous.
+        device: where the images of a batch are put; the host does not wait until they are there.
         skip: replace broken shards and images by others, instead of raising.
         store: reads the shards; None: without a disk cache.
     """
@@ -133,12 +141,12 @@ class Loader:
         lanes: range,
         workers: int = 0,
         cache_bytes: int = 0,
-        pin: bool = False,
+        device: torch.device = CPU,
         skip: bool = False,
         store: Store | None = None,
     ):
         self.manifest, self.order, self.lanes = manifest, order, lanes
-        self.workers, self.cache_bytes, self.pin = workers, cache_bytes, pin
+        self.workers, self.cache_bytes, self.device = workers, cache_bytes, device
         self.dataset = ShardDataset(manifest, store or Store(), skip)
         self._warned: set[str] = set()
 
@@ -153,7 +161,7 @@ class Loader:
         cursors: dict[int, _LaneCursor] = {}
         position = step * share
         while True:
-            parts: list[tuple[Tensor, ...]] = []
+            parts: list[ShardRows] = []
             for lane in self.lanes:
                 taken = 0
                 while taken < share:
@@ -161,27 +169,41 @@ class Loader:
                     if cursor is None or cursor.left == 0:
                         span, shard = next(shards)
                         assert (span.lane, span.begin) == (lane, position + taken)
-                        rows = torch.from_numpy(self.order.sample_order(span.place)[span.offset :])
-                        cursors[lane] = cursor = _LaneCursor(shard, rows)
-                    part = cursor.take(share - taken)
-                    parts.append(part)
-                    taken += len(part[0])
+                        cursors[lane] = cursor = _LaneCursor(shard, self._rows(span))
+                    parts.append(cursor.take(share - taken))
+                    taken += len(parts[-1].rows)
             position += share
             yield self._join(parts)
 
-    def _join(self, parts: list[tuple[Tensor, ...]]) -> Batch:
-        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        return Batch(*(column.pin_memory() if self.pin else column for column in columns))
+    def _rows(self, span: ShardSpan) -> Tensor:
+        """Return the rows of a span in its shard, in the order in which they are needed, int64 [m]."""
+        return torch.from_numpy(self.order.sample_order(span.place)[span.offset :])
+
+    def _join(self, parts: list[ShardRows]) -> Batch:
+        """Return the batch that consists of given rows."""
+        return Batch(
+            concatenate_on_device([shard.images[rows] for shard, rows in parts], self.device),
+            torch.cat([shard.labels[rows] for shard, rows in parts]),
+            torch.cat([shard.substituted[rows] for shard, rows in parts]),
+        )
+
+    def _place(self, number: int, shard: ShardTensors) -> ShardTensors:
+        """Return a shard that was read, in the form in which it stays in memory.
+
+        Args:
+            number: number of the shard in the manifest.
+            shard: as read.
+        """
+        return shard
 
     def _shards(self, step: int) -> Iterator[tuple[ShardSpan, ShardTensors]]:
         """Yield every span with its decoded shard, which is read or cached."""
-        shards = iter(
+        shards: Iterator[ShardTensors | UserError] = iter(
             DataLoader(
                 self.dataset,
                 batch_size=None,
                 sampler=_ShardSampler(self, step),  # type: ignore[arg-type]
                 num_workers=self.workers,
-                pin_memory=self.pin,
             )
         )
         cache: MemoryCache[int, ShardTensors] = MemoryCache(self.cache_bytes)
@@ -191,7 +213,10 @@ class Loader:
                 raise shard
             if is_read:
                 self._warn(shard.notes)
+                shard = self._place(span.shard, shard)
                 cache.add(span.shard, shard, self._decoded_bytes(span.shard))
+                if len(cache) == len(self.manifest.shards):
+                    shards = iter(())  # Nothing is read any more: this ends the loading subprocesses.
             yield span, shard
 
     def _warn(self, notes: list[str]) -> None:
@@ -248,7 +273,22 @@ class _LaneCursor:
     def left(self) -> int:
         return len(self.rows)
 
-    def take(self, count: int) -> tuple[Tensor, ...]:
+    def take(self, count: int) -> ShardRows:
         rows, self.rows = self.rows[:count], self.rows[count:]
-        images, labels, substituted, _ = self.shard
-        return images[rows], labels[rows], substituted[rows]
+        return ShardRows(self.shard, rows)
+
+
+def concatenate_on_device(parts: list[Tensor], device: torch.device) -> Tensor:
+    """Concatenate tensors of the host along their first axis, on a device; the host does not wait for it.
+
+    Args:
+        parts: of one dtype, and of one shape but for the first axis.
+        device: of the result.
+    """
+    if device.type == "cpu":
+        return torch.cat(parts)
+    # The copy is asynchronous only from page-locked memory. Its allocator gives a block out again only after
+    # the copies from it have ended, so that a few blocks serve all batches in turn.
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    pinned = torch.empty(shape, dtype=parts[0].dtype, pin_memory=True)
+    return torch.cat(parts, out=pinned).to(device, non_blocking=True)

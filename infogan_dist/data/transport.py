@@ -1,4 +1,4 @@
-"""One request for the bytes of a remote file: http, https and S3 share ranges, time limits and errors.
+"""One request for the bytes of a remote file: http(s), S3 and the Hub share ranges, time limits and errors.
 
 Certificates come from SSL_CERT_FILE, SSL_CERT_DIR or the system, for S3 also from AWS_CA_BUNDLE; proxies come
 from http_proxy, https_proxy and no_proxy.
@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-from infogan_dist.data import s3
+from infogan_dist.data import hub, s3
 from infogan_dist.data.urls import redact_url
 from infogan_dist.errors import DataError
 
@@ -56,7 +56,7 @@ def open_url(url: str, start: int = 0, etag: str | None = None) -> Iterator[Resp
     """Request a file from a byte on.
 
     Args:
-        url: http://, https:// or s3://.
+        url: http://, https://, s3:// or hf://.
         start: position of the first byte; the server may ignore it.
         etag: strong ETag of the version whose earlier bytes were received; None if unknown.
 
@@ -70,9 +70,9 @@ def open_url(url: str, start: int = 0, etag: str | None = None) -> Iterator[Resp
         ConfigError: boto3 is not installed.
     """
     is_s3 = url.startswith("s3://")
-    opener = urllib.request.build_opener(*(_s3_handlers() if is_s3 else ()))
+    opener = urllib.request.build_opener(*_handlers(url))
     try:
-        request = _request(s3.presigned_url(url) if is_s3 else url)
+        request = _request(url)
         if start:
             request.add_header("Range", f"bytes={start}-")
         if start and etag:
@@ -115,16 +115,22 @@ def append_body(body: bytearray, response: Response) -> None:
 
 
 def _request(url: str) -> urllib.request.Request:
-    parts = urlsplit(url)
+    """Return the request for a URL; its Authorization is not sent to the server that a redirect leads to."""
+    location, authorization = url, None
+    if url.startswith("s3://"):
+        location = s3.presigned_url(url)
+    elif url.startswith("hf://"):
+        location, authorization = hub.resolve(url)
+    parts = urlsplit(location)
     user, _, host = parts.netloc.rpartition("@")
     if not parts.hostname:
         raise ValueError("no host")
     bare_url = parts._replace(netloc=host, fragment="").geturl()
     request = urllib.request.Request(quote(bare_url, safe="%/:=&?~+!$,;'@()*[]"))
     if user:
-        # This header is not sent to the server that a redirect leads to.
-        token = base64.b64encode(unquote(user).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {token}")
+        authorization = f"Basic {base64.b64encode(unquote(user).encode()).decode()}"
+    if authorization:
+        request.add_unredirected_header("Authorization", authorization)
     return request
 
 
@@ -135,7 +141,23 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _s3_handlers() -> list[urllib.request.BaseHandler]:
+class _HubRedirects(urllib.request.HTTPRedirectHandler):
+    """Send the token again where the Hub redirects to itself, as it does for small and for renamed files."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        authorization = req.get_header("Authorization")
+        if request and authorization and urlsplit(newurl)[:2] == urlsplit(req.full_url)[:2]:
+            request.add_unredirected_header("Authorization", authorization)
+        return request
+
+
+def _handlers(url: str) -> list[urllib.request.BaseHandler]:
+    """Return what requests of a URL's scheme need besides urllib's own handlers."""
+    if url.startswith("hf://"):
+        return [_HubRedirects()]
+    if not url.startswith("s3://"):
+        return []
     bundle = os.environ.get("AWS_CA_BUNDLE")
     if not bundle:
         return [_NoRedirects()]
@@ -166,6 +188,8 @@ def _status_error(url: str, error: urllib.error.HTTPError, is_resumed: bool) -> 
         body = ""
     code = re.search(r"<Code>(\w{1,64})</Code>", body)  # as S3 names errors
     status = f"HTTP {error.code} {code[1] if code else ''}".rstrip()
+    if url.startswith("hf://") and (refusal := hub.refusal(url, error.code, error.headers["X-Error-Code"])):
+        return refusal
     if error.code in (404, 410):
         return FileNotFoundError(redact_url(url))
     if error.code in (408, 429) or error.code >= 500:

@@ -23,4 +23,6 @@ def redact_url(location: str) -> str:
         _ = parts.port
     except ValueError:  # The end of the password is unknown then.
         return f"{scheme}://..."
+    if "://" in parts.path:  # A URL within the path may have a password of its own.
+        return f"{scheme}://..."
     return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -103,7 +103,7 @@ def index_tars(
     """Write the manifest of existing WebDataset tars, which are read but not copied.
 
     Args:
-        urls: paths and http(s) or s3 URLs; `{0000..0099}` and, in paths, `*` are expanded.
+        urls: paths and URLs; `{0000..0099}` and, in paths, `*` are expanded.
         out: folder of the manifest; created where it is missing.
         name: the data's name.
         shape: (channels, height, width) to which images are fitted when read; None: all must have one shape.
@@ -188,7 +188,7 @@ def _absolute_url(url: str) -> str:
     if redact_url(url) != url:
         raise DataError(
             f"{redact_url(url)}: its password or query would be readable in the manifest; give a URL without "
-            "(s3:// URLs take credentials from the environment)"
+            "(hf://, s3:// and gs:// URLs take credentials from the environment)"
         )
     return url
 

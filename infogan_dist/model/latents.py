@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from infogan_dist.config.schema import CodeConfig
+from infogan_dist.config.codes import CodeConfig
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.codes import CODES, Code
 from infogan_dist.rng import uniforms
@@ -34,7 +34,10 @@ class Latents:
 
     def to(self, device: torch.device) -> "Latents":
         """Return a copy on the device; the host does not wait for the copy."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        if device.type == "cuda":
+            # A copy from pageable memory would wait until the device has done all earlier work.
+            return self.map(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device))
 
 
 class LatentSpec:

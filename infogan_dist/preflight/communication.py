@@ -1,4 +1,4 @@
-"""Check of the communication between the processes of a run."""
+"""Checks of the launcher's settings, and of the communication between the processes of a run."""
 
 import os
 import socket
@@ -6,6 +6,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from infogan_dist.launcher import check_launcher
 from infogan_dist.preflight.finding import FAIL, OK, Finding, Findings, PreflightContext, format_bytes
 
 if TYPE_CHECKING:
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 60  # for the rendezvous, and again for the first collective
 BUCKET_BYTES = 25 * 2**20  # of gradients that DDP reduces at once
+
+
+def check_settings(context: PreflightContext) -> Findings:
+    """Check that training implements what the launcher asks for."""
+    check_launcher()
+    place = context.place
+    if place.is_first:
+        yield Finding(OK, f"{place.world} process(es), of which {place.local_world} on this machine")
 
 
 def check_communication(context: PreflightContext, timeout_s: float = CONNECT_TIMEOUT_S) -> Findings:

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from infogan_dist.console import ERROR_DELAY_S
 from infogan_dist.errors import UserError
-from infogan_dist.preflight.communication import check_communication
+from infogan_dist.preflight.communication import check_communication, check_settings
 from infogan_dist.preflight.config import check_config, check_processes
 from infogan_dist.preflight.finding import FAIL, OK, SKIPPED, WARN, Finding, Findings, PreflightContext
 
@@ -38,10 +38,11 @@ class Check:
 def checks(with_run: bool) -> Iterator[Check]:
     """Yield the checks in their order: of the machine and, if `with_run`, of a run.
 
-    The processes are connected first, so that their findings can be collected. The config follows, because it
-    is checked within a fraction of a second. The modules of the other checks take seconds to import (torch,
-    Accelerate, W&B), so they are imported only when their turn comes.
+    The processes are connected before most checks, so that their findings can be collected. The config
+    follows, because it is checked within a fraction of a second. The modules of the other checks take seconds
+    to import (torch, Accelerate, W&B), so they are imported only when their turn comes.
     """
+    yield Check("launcher", check_settings)
     yield Check("communication", check_communication)
     if with_run:
         yield Check("config", check_config)

@@ -14,7 +14,7 @@ from torch.cuda import nccl
 from infogan_dist import __version__
 from infogan_dist.launcher import STOP_SIGNALS
 from infogan_dist.preflight.finding import FAIL, OK, WARN, Finding, Findings, PreflightContext, format_bytes
-from infogan_dist.runtime.device import cores, uses_cuda
+from infogan_dist.runtime.device import check_gpus, cores, unused_accelerator, uses_cuda
 
 SIGNAL_TIMEOUT_S = 1
 
@@ -63,16 +63,16 @@ def check_devices(context: PreflightContext) -> Findings:
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         names = ", ".join(f"{gpu.name} ({format_bytes(gpu.total_memory)})" for gpu in gpus)
         yield Finding(OK, f"{len(gpus)} GPU(s): {names}; {core_count} cores", uniform=True)
-        remedy = f"start {len(gpus)} processes on this machine (--num_processes or --nproc-per-node)"
-        if place.local_rank >= len(gpus):
-            message = f"LOCAL_RANK is {place.local_rank}, but this machine has {len(gpus)} GPU(s)"
-            yield Finding(FAIL, message, remedy)
+        check_gpus()
         if place.is_first and place.local_world < len(gpus):
             message = (
                 f"this machine has {len(gpus)} GPUs and {place.local_world} process(es); some GPUs are idle"
             )
+            remedy = f"start {len(gpus)} processes on this machine (--num_processes or --nproc-per-node)"
             yield Finding(WARN, message, remedy)
         return
+    if message := unused_accelerator():
+        yield Finding(WARN, message)
     if Path("/dev/nvidia0").exists() and not torch.cuda.is_available():
         message = f"this machine has a GPU that torch {torch.__version__} cannot use"
         yield Finding(WARN, message, "install the driver and a CUDA build of torch that fits it")

@@ -4,15 +4,12 @@ import os
 import urllib.error
 import urllib.request
 
-import torch
-
 from infogan_dist.data.shards import load_manifest
 from infogan_dist.data.urls import redact_url
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_networks
 from infogan_dist.preflight.finding import OK, WARN, Finding, Findings, PreflightContext, format_bytes
-from infogan_dist.runtime import tracking
-from infogan_dist.runtime.device import resolve_config, uses_cuda
+from infogan_dist.runtime import device, tracking
 
 WANDB_TIMEOUT_S = 5
 ADAM_MOMENTS = 2  # numbers that Adam stores per parameter
@@ -22,12 +19,11 @@ def check_precision(context: PreflightContext) -> Findings:
     """Check that the device computes in the run's precision."""
     assert context.config
     # Later checks compare the config with that of the run folder, which is resolved as well.
-    config = context.config = resolve_config(context.config)
-    precision = config.train.precision
-    if precision == "bf16" and uses_cuda() and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield Finding(WARN, "this GPU only emulates bf16, which is slow", "set train.precision=fp16, or fp32")
-    elif context.place.is_first:
-        yield Finding(OK, str(precision))
+    config = context.config = device.launched_config(context.config)
+    precision = str(config.train.precision)
+    device.check_precision(precision)
+    if context.place.is_first:
+        yield Finding(OK, precision)
 
 
 def check_trackers(context: PreflightContext) -> Findings:

@@ -1,21 +1,42 @@
 """The device of a process, its precision, and determinism: what is decided before the processes connect."""
 
 import copy
+import logging
 import os
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from infogan_dist.config.schema import PRECISIONS, Config
-from infogan_dist.errors import ConfigError
-from infogan_dist.launcher import process_place
+from infogan_dist.config.schema import Config
+from infogan_dist.errors import ConfigError, MachineError
+from infogan_dist.launcher import (
+    check_launcher,
+    is_cpu_requested,
+    launched_compilation,
+    launched_precision,
+    process_place,
+)
+
+logger = logging.getLogger(__name__)
 
 
 def uses_cuda() -> bool:
     """Return whether each process uses a GPU."""
-    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+    return torch.cuda.is_available() and not is_cpu_requested()
+
+
+def unused_accelerator() -> str | None:
+    """Return a message if this machine has an accelerator that training does not support, such as MPS."""
+    if is_cpu_requested() or torch.cuda.is_available() or not torch.accelerator.is_available():
+        return None
+    accelerator = torch.accelerator.current_accelerator()
+    return (
+        f"device: {accelerator.type if accelerator else 'accelerator'} is not used, because training needs "
+        "float64 and deterministic algorithms, which are supported on CUDA and CPUs; training on the CPU"
+    )
 
 
 def cores() -> int:
@@ -24,28 +45,80 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def resolve_precision(config: Config, cuda: bool) -> str:
-    """Return fp32, bf16, fp16 or fp64: the config's precision, else the launcher's. Raises `ConfigError`."""
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    precision = config.train.precision or {"no": "fp32"}.get(launched, launched)
-    if precision not in PRECISIONS:
-        raise ConfigError(f"accelerate launch --mixed_precision {launched}: use no, bf16 or fp16")
-    if precision == "fp16" and not cuda:
-        raise ConfigError("train.precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
-    return precision
+def _processes_here() -> int:
+    """Return the number of processes on this machine, as far as the launcher states it."""
+    place = process_place()
+    return max(place.local_world, place.local_rank + 1)
+
+
+def check_gpus() -> None:
+    """Refuse more processes on this machine than it has GPUs. Raises `MachineError`."""
+    if not uses_cuda():
+        return
+    processes, gpus = _processes_here(), torch.cuda.device_count()
+    if processes > gpus:
+        raise MachineError(
+            f"device: {processes} processes on a machine where {gpus} GPU(s) are visible; start at most "
+            f"{gpus} on it (--num_processes, --nproc-per-node), make more visible (CUDA_VISIBLE_DEVICES), or "
+            "train on the CPU by ACCELERATE_USE_CPU=true"
+        )
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision in which the device of this process cannot compute. Raises `MachineError`.
+
+    Args:
+        precision: one of `PRECISIONS`.
+    """
+    where = f"train.precision: {precision}"
+    if not uses_cuda():
+        if precision in ("fp16", "tf32"):
+            remedy = "fp32" if precision == "tf32" else "fp32 or bf16"
+            raise MachineError(f"{where} needs a GPU; on a CPU use {remedy}")
+        return
+    if precision not in ("bf16", "tf32"):
+        return
+    # Older GPUs emulate bf16 slowly, and compute in fp32 instead of tf32 without a warning.
+    gpus = range(min(_processes_here(), torch.cuda.device_count()))
+    capability, gpu = min((torch.cuda.get_device_capability(i), i) for i in gpus)
+    if capability < (8, 0):
+        name = torch.cuda.get_device_name(gpu)
+        raise MachineError(
+            f"{where} needs a GPU of compute capability 8.0 or higher, but {name} has "
+            f"{'.'.join(map(str, capability))}; use fp32 or fp16"
+        )
+    if precision == "tf32" and torch.version.hip:
+        raise MachineError(f"{where} is a format of NVIDIA's GPUs; use fp32, bf16 or fp16")
+    if precision == "tf32" and os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        raise MachineError(f"{where} is disabled by NVIDIA_TF32_OVERRIDE=0; unset it, or use fp32")
+
+
+def launched_config(config: Config) -> Config:
+    """Return a copy of the config that contains the launcher's choices of precision and compilation."""
+    launched = copy.deepcopy(config)
+    launched.train.precision = config.train.precision or launched_precision()
+    launched.train.compile = config.train.compile or launched_compilation()
+    return launched
 
 
 def resolve_config(config: Config) -> Config:
-    """Return a copy of the config in which the launcher's choices of precision and compilation are entered.
+    """Return `launched_config`, once everything is checked that the launcher decides.
 
-    The saved config then describes the run, whatever launches it the next time. Raises `ConfigError`.
+    The saved config then describes the run, whatever launches it the next time.
+
+    Raises:
+        ConfigError: the launcher asks for something that training does not implement.
+        MachineError: the device does not support the precision or the number of processes.
     """
-    resolved = copy.deepcopy(config)
-    resolved.train.precision = resolve_precision(config, uses_cuda())
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
-    if backend not in ("no", "inductor"):
-        raise ConfigError(f"accelerate launch --dynamo_backend {backend}: not supported; use no or inductor")
-    resolved.train.compile = config.train.compile or backend == "inductor"
+    check_launcher()
+    check_gpus()
+    if config.train.cuda_graph and (not uses_cuda() or process_place().world > 1):
+        raise ConfigError(
+            "train.cuda_graph: only for a single process with a GPU; use train.cuda_graph=false, "
+            "or train.compile=true"
+        )
+    resolved = launched_config(config)
+    check_precision(str(resolved.train.precision))
     return resolved
 
 
@@ -64,12 +137,50 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def prepare_device(precision: str) -> bool:
+    """Set up determinism and precision on the device of this process.
+
+    Args:
+        precision: one of `PRECISIONS`.
+
+    Returns:
+        Whether the device is a GPU.
+    """
+    cuda = uses_cuda()
+    make_deterministic(cuda)
+    set_precision(precision)
+    message = unused_accelerator()
+    if message and process_place().is_first:
+        logger.warning(message)
+    return cuda
+
+
+def set_precision(precision: str) -> None:
+    """Set the format in which a GPU multiplies float32: TF32 under `tf32`, otherwise IEEE 754 float32.
+
+    torch's default mixes them: TF32 in convolutions, IEEE in matrix products. Under bf16 and fp16 the setting
+    applies to what is computed outside autocast.
+
+    Args:
+        precision: one of `PRECISIONS`.
+    """
+    # Versions before 2.9 have these switches only. Later ones have `fp32_precision` too, refuse a mixture of
+    # both, and read these in torch.compile.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 def make_deterministic(cuda: bool) -> None:
     """Make every sum run in the same order each time; on a CPU, use all cores."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if cuda:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # With NVLS the NVSwitch adds the numbers of the GPUs, in an order that may differ from one run to the
+        # next; NCCL's other algorithms add in a fixed order.
+        os.environ.setdefault("NCCL_ALGO", "^NVLS")
         return
     share = max(1, cores() // process_place().local_world)
     # Launchers set OMP_NUM_THREADS=1 by default; a larger number was chosen by the user.

@@ -1,28 +1,34 @@
 """Processes, devices, precision and collectives: the only module that uses Accelerate's process group."""
 
 import hashlib
+import logging
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from infogan_dist.config.schema import AdamConfig, Config
 from infogan_dist.launcher import STOP_SIGNALS
-from infogan_dist.runtime.device import make_deterministic, resolve_precision, uses_cuda
+from infogan_dist.runtime.batch_norm import convert_to_global, flatten_buffers
+from infogan_dist.runtime.device import prepare_device, resolve_config
+from infogan_dist.runtime.failure import start_watch
 
-# Warnings of DDP: of buffers, which `average_buffers` makes equal; of the strides of one-row gradients.
+# Warnings of DDP: of buffers, which `GlobalBatchNorm` makes equal; of the strides of one-row gradients.
 HARMLESS_WARNINGS = (".*broadcast_buffers.*", "Grad strides do not match bucket view strides")
 GLOO_GRACE_S = 0.2  # for gloo's threads to release their last tensors; see `Engine.close`
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -31,12 +37,14 @@ class TrainablePart:
 
     Attributes:
         module: wrapped for distributed training; its forward is called where its gradients are to be reduced.
+        buffers: all its buffers, in one tensor for each data type.
         optimizer: Adam over all its parameters.
         scaler: scales the gradients in fp16; does nothing in other precisions.
         clip: largest gradient norm, or None.
     """
 
     module: nn.Module
+    buffers: list[Tensor]
     optimizer: torch.optim.Adam
     scaler: torch.amp.GradScaler
     clip: float | None
@@ -53,6 +61,7 @@ class Engine:
         device: the device of this process.
         dtype: number type of weights and of the optimizer's state: float64 under `fp64`, else float32.
         fp16: whether gradients are scaled.
+        graphed: whether steps are recorded as a CUDA graph.
         world, rank: the number of processes, and the index of this one.
         is_main: whether this process logs, draws and saves.
 
@@ -61,9 +70,9 @@ class Engine:
     """
 
     def __init__(self, config: Config):
-        cuda = uses_cuda()
-        precision = resolve_precision(config, cuda)
-        make_deterministic(cuda)
+        precision = resolve_config(config).train.precision
+        assert precision is not None
+        cuda = prepare_device(precision)
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.accelerator = Accelerator(
             cpu=not cuda,
@@ -71,32 +80,40 @@ class Engine:
             mixed_precision=precision if precision in ("bf16", "fp16") else "no",
             # Two forwards of one module before a backward would fail on buffers broadcast in between.
             kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.collective_timeout_s)),
             ],
         )
         self.device, self.fp16 = self.accelerator.device, precision == "fp16"
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.is_main = self.accelerator.is_main_process
+        self.graphed = config.train.cuda_graph
         self._flags: Tensor | None = None
         self._flags_ready: Any = None
         self._stop = self._listening = False
+        self._timeout_s = config.train.collective_timeout_s
+        store = dist.distributed_c10d._get_default_store() if self.world > 1 else None
+        self._watch = start_watch(store, self.rank) if store is not None else None
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to the device and dtype of the run; on several GPUs, synchronise batch norm."""
-        if self.device.type == "cuda" and self.world > 1:
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        """Move a network to the device and dtype of the run; batch norm becomes that of all processes."""
+        if self.world > 1:
+            convert_to_global(network)
         return network.to(self.device, self.dtype)
 
     def trainable_part(self, module: nn.Module, adam: AdamConfig) -> TrainablePart:
         """Wrap a module of placed networks for distributed training, with Adam over its parameters."""
+        # A CUDA graph would repeat a number of Python's as it was recorded.
+        lr = torch.tensor(adam.lr, device=self.device) if self.graphed else adam.lr
         optimizer = torch.optim.Adam(
-            module.parameters(), adam.lr, (adam.beta1, adam.beta2), adam.eps, fused=True
+            module.parameters(), lr, (adam.beta1, adam.beta2), adam.eps, fused=True, capturable=self.graphed
         )
         for message in HARMLESS_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
+        buffers = flatten_buffers(module)
         wrapped = self.accelerator.prepare_model(module)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.fp16)
-        return TrainablePart(wrapped, optimizer, scaler, adam.clip)
+        return TrainablePart(wrapped, buffers, optimizer, scaler, adam.clip)
 
     def autocast(self) -> AbstractContextManager:
         """Return a context in which networks compute in the run's mixed precision."""
@@ -111,10 +128,15 @@ class Engine:
             with self.accelerator.no_sync(part.module):
                 yield
 
-    def backward(self, part: TrainablePart, loss: Tensor) -> None:
-        """Add a loss's gradients to `.grad`. A loss that is not finite makes them NaN on every process."""
-        seed = torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype)
+    def backward(self, part: TrainablePart, loss: Tensor) -> Tensor:
+        """Add a loss's gradients to `.grad`. A loss that is not finite makes them NaN on every process.
+
+        Returns:
+            Whether this process's loss was not finite, bool [].
+        """
+        seed = loss.detach() * 0 + 1  # 1, or NaN
         part.scaler.scale(loss).backward(gradient=seed)
+        return seed.isnan()
 
     def update(self, part: TrainablePart, suppress: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Take one step of Adam, unless a gradient is not finite; the host does not wait for the device.
@@ -133,7 +155,7 @@ class Engine:
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
         norm = nn.utils.get_total_norm(gradients)
-        nonfinite = ~norm.isfinite()
+        nonfinite = (norm - norm).isnan()  # torch.isfinite takes four operations
         if part.clip is not None:
             torch._foreach_mul_(gradients, (part.clip / (norm + 1e-6)).clamp_max(1.0))
         # The fused kernel changes neither parameters nor moments where found_inf is 1.
@@ -161,17 +183,6 @@ class Engine:
                     value.copy_(torch.where(flag, moments.get(name, torch.zeros_like(value)), value))
 
         return restore
-
-    def average_buffers(self, networks: Iterable[nn.Module]) -> None:
-        """Average running statistics over the processes, where each process normalises its own slice."""
-        if self.world == 1 or self.device.type == "cuda":
-            return
-        buffers = [b for network in networks for b in network.buffers() if b.is_floating_point()]
-        if buffers:
-            flat = torch.cat([b.flatten() for b in buffers])
-            dist.all_reduce(flat)
-            parts = (flat / self.world).split([b.numel() for b in buffers])
-            torch._foreach_copy_(buffers, [p.view_as(b) for p, b in zip(parts, buffers, strict=True)])
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over the processes."""
@@ -209,9 +220,40 @@ class Engine:
         """Wait for all processes. Not for use in a step."""
         self.accelerator.wait_for_everyone()
 
+    def fails_alike(self, message: str) -> bool:
+        """Print a warning about an error, once for all processes; return whether all of them have it.
+
+        To be called where a run may continue without what has failed. If one process failed alone, the others
+        wait for it, and the run cannot continue.
+        """
+        if self._watch is not None:
+            return self._watch.fails_alike(self.world, message)
+        logger.warning(message)
+        return True
+
+    @contextmanager
+    def timed(self, task: str) -> Iterator[None]:
+        """Enclose what the main process does while the others wait; warn if it approaches their time-out."""
+        start = time.monotonic()
+        yield
+        seconds = time.monotonic() - start
+        if self.world > 1 and self.is_main and seconds > self._timeout_s / 2:
+            logger.warning(
+                "%s took %.0f s; after train.collective_timeout_s=%d the other processes stop waiting; "
+                "set a longer time",
+                task,
+                seconds,
+                self._timeout_s,
+            )
+
     def close(self) -> None:
-        """End the trackers and the process group."""
-        if self.world > 1:
+        """End the trackers and the process group, where all processes end alike; to be called by all.
+
+        After an error of one process see `runtime/failure.py`: destroying the group waits for the others.
+        """
+        if self._watch is not None:
+            self.wait()  # from here on none of them can fail, and a store that is lost means nothing
+            self._watch.close()
             # The group's destructor holds Python's lock while it waits for gloo's threads, which need that
             # lock to release their last tensors. The pause lets them release these first.
             time.sleep(GLOO_GRACE_S)

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from infogan_dist.data.fetch import redact_url
 from infogan_dist.errors import EXIT_STOPPED, ConfigError
 from infogan_dist.files import report_unwritable, write_text
 from infogan_dist.runtime import run_logs
+from infogan_dist.runtime.failure import end_trackers_by
 from infogan_dist.runtime.pictures import save_picture
 
 PICTURES, WANDB_ID = "pictures", "wandb_id"
@@ -135,6 +137,10 @@ class WandbMirror(GeneralTracker):
         self._status = EXIT_STOPPED
         self._calls.put(lambda: self.run.mark_preempting())
 
+    def mark_failed(self, status: int) -> None:
+        """Set the exit status with which the W&B run ends."""
+        self._status = status
+
     def _connect(self) -> None:
         mode = wandb_mode(self.config.wandb_mode)
         try:
@@ -221,6 +227,15 @@ def open_trackers(accelerator: Accelerator, config: Config, folder: Path) -> Non
     public = {**flatten(config), **urls, "version": __version__}
     simple = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in public.items()}
     accelerator.init_trackers(config.tracking.project, config=simple)
+    end_trackers_by(partial(_end_failed, accelerator))
+
+
+def _end_failed(accelerator: Accelerator, status: int) -> None:
+    """End the trackers of a run that failed with an exit status."""
+    for tracker in accelerator.trackers:
+        if isinstance(tracker, WandbMirror):
+            tracker.mark_failed(status)
+        tracker.finish()
 
 
 def _urls(config: Config) -> dict[str, str]:

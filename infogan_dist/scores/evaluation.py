@@ -22,6 +22,7 @@ from infogan_dist.files import report_unwritable
 from infogan_dist.launcher import process_place
 from infogan_dist.runtime import checkpoint
 from infogan_dist.runtime.distributed import Engine
+from infogan_dist.runtime.failure import ends_all_processes
 from infogan_dist.runtime.pictures import save_picture
 from infogan_dist.scores.conditional import conditional
 from infogan_dist.scores.control import control
@@ -102,9 +103,9 @@ def evaluate(model: ScoredModel, show_progress: bool = False) -> Scores:
                 kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                 text = kind + " ".join(str(error).split())
                 result.left_out[name], result.errors[name] = f"{FAILED} ({text})", error
-                if model.engine.is_main:
-                    logger.warning("%s is not computed: %s", name, text)
-                    logger.debug("traceback of %s", name, exc_info=True)
+                logger.debug("traceback of %s", name, exc_info=True)
+                if not model.engine.fails_alike(f"{name} is not computed: {text}"):
+                    raise
             bar.update()
     return result
 
@@ -120,6 +121,7 @@ def _add_items(result: Scores, items: list[Score | Picture], model: ScoredModel)
         result.scores.append(replace(item, protocol={**sampling, **item.protocol}))
 
 
+@ends_all_processes()
 def evaluate_checkpoint(
     run: Path, overrides: list[str], step: int | None, out: Path, command: str | None = None
 ) -> str:

@@ -12,6 +12,7 @@ from infogan_dist.config.schema import Config
 from infogan_dist.console import progress
 from infogan_dist.errors import DataError, TrainingError
 from infogan_dist.runtime import checkpoint, tracking
+from infogan_dist.runtime.failure import ends_all_processes
 from infogan_dist.training.monitor import FailureMonitor, StepTimer
 from infogan_dist.training.run import Run
 
@@ -35,18 +36,21 @@ class Outcome:
     stopped: bool
 
 
+@ends_all_processes()
 def train(config: Config) -> Outcome:
     """Train a run to its end, from its newest checkpoint where it has one.
+
+    With several processes an error ends all of them instead of being raised; see `runtime/failure.py`.
 
     Raises:
         ConfigError, DataError: see `Run`.
         TrainingError: a loss or a gradient was not finite.
     """
     run = Run(config)
-    run.open()
-    logger.info(_description(run))
     start, first_step = time.perf_counter(), run.state.step
     try:
+        run.open()
+        logger.info(_description(run))
         with _killed_workers_reported():
             stopped = _loop(run)
         run.save()
@@ -54,8 +58,11 @@ def train(config: Config) -> Outcome:
             run.draw()
         elif run.engine.is_main:
             tracking.mark_preempting(run.engine.accelerator)
-    finally:
-        run.engine.close()
+    except BaseException:
+        if run.engine.world == 1:
+            run.engine.close()
+        raise
+    run.engine.close()
     images = (run.state.step - first_step) * config.train.batch_size
     return Outcome(run.state.step, run.metrics, images / (time.perf_counter() - start), stopped)
 

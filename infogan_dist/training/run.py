@@ -15,6 +15,7 @@ from infogan_dist.data.fetch import open_store
 from infogan_dist.data.images import to_float
 from infogan_dist.data.loader import Batch, Loader
 from infogan_dist.data.order import Order
+from infogan_dist.data.resident import ResidentLoader, should_hold_images
 from infogan_dist.data.shards import load_manifest
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.latents import LatentSpec
@@ -23,9 +24,10 @@ from infogan_dist.runtime import checkpoint, run_logs, tracking
 from infogan_dist.runtime.checkpoint import Checkpoint
 from infogan_dist.runtime.device import describe_machine, resolve_config
 from infogan_dist.runtime.distributed import Engine
-from infogan_dist.runtime.metrics import MetricAccumulator
+from infogan_dist.runtime.metrics import MetricAccumulator, Terms
 from infogan_dist.runtime.pictures import image_grid, run_pictures
 from infogan_dist.runtime.run_folder import RunFolder
+from infogan_dist.training.graph import CudaGraph, GraphedStep
 from infogan_dist.training.schedule import Schedule
 from infogan_dist.training.state import initial_state
 from infogan_dist.training.step import TrainStep
@@ -44,6 +46,7 @@ class Run:
         engine: device, precision and processes.
         state: networks and optimizers.
         train_step: does the steps.
+        run_step: function that does a step, `TrainStep.run` or a replay of a recorded step.
         loader: this process's real images.
         schedule: what follows each step.
         metrics: the last logged ones, by name.
@@ -78,6 +81,8 @@ class Run:
             MetricAccumulator(self.engine),
         )
         self.train_step = TrainStep(config, self.spec, self.engine, self.state)
+        graphed = GraphedStep(self.train_step, CudaGraph()) if config.train.cuda_graph else None
+        self.run_step = graphed.run if graphed else self.train_step.run
         self.metrics: dict[str, float] = {}
         self.schedule = Schedule(config, self.manifest.samples)
         self.loader = self._create_loader()
@@ -108,16 +113,17 @@ class Run:
         # A second of work for 100,000 shards, which one process does for all.
         if self.engine.is_main and (warning := order.drift_warning()):
             logger.warning(warning)
-        return Loader(
-            self.manifest,
-            order,
-            self.share.lanes,
-            workers=config.data.workers,
-            cache_bytes=config.data.cache_mib * 2**20,
-            pin=self.engine.device.type == "cuda",
-            skip=config.data.on_error == "skip",
-            store=open_store(config.data),
-        )
+        options = {
+            "workers": config.data.workers,
+            "device": self.engine.device,
+            "skip": config.data.on_error == "skip",
+            "store": open_store(config.data),
+        }
+        if should_hold_images(config.data.device, self.manifest, self.engine.device):
+            logger.info("the decoded images stay on %s (data.device)", self.engine.device)
+            return ResidentLoader(self.manifest, order, self.share.lanes, **options)
+        cache_bytes = config.data.cache_mib * 2**20
+        return Loader(self.manifest, order, self.share.lanes, cache_bytes=cache_bytes, **options)
 
     def _load(self, resumed: Checkpoint | None, initial: Checkpoint | None) -> None:
         """Load the weights of a checkpoint of this run, else those of `train.init_from`."""
@@ -165,11 +171,14 @@ class Run:
         real = to_float(batch.images.to(engine.device, non_blocking=True), engine.dtype)
         first, count = self.share.first_latent(self.state.step), self.share.latents
         latents = self.spec.sample(config.seed, "latents", first, count, engine.dtype).to(engine.device)
-        result = self.train_step.run(real, latents)
-        substituted = batch.substituted.to(engine.device, engine.dtype).mean()
-        d, g = result.nonfinite
-        flags = {"nonfinite/d": d, "nonfinite/g": g}
-        self.accumulator.add({**result.terms, "data/substituted": substituted}, flags)
+        result = self.run_step(real, latents)
+        # Filled by a kernel: a copy from the host would wait for it.
+        substituted = float(batch.substituted.double().mean())
+        terms, flags = Terms(), Terms()
+        terms.update(result.terms)
+        terms.add({"data/substituted": torch.full((), substituted, dtype=engine.dtype, device=engine.device)})
+        flags.add_vector(("nonfinite/d", "nonfinite/g"), result.nonfinite)
+        self.accumulator.add(terms, flags)
         return result.nonfinite
 
     def log(self, timing: dict[str, float]) -> None:
@@ -228,13 +237,14 @@ class Run:
     def draw(self) -> None:
         """Draw samples and traversals of the averaged generator, on the main process."""
         if self.engine.is_main:
-            pictures = run_pictures(self.state.ema, self.spec, self.config.seed)
-            tracking.log_pictures(self.engine.accelerator, pictures, self.state.step)
+            with self.engine.timed("drawing"):
+                pictures = run_pictures(self.state.ema, self.spec, self.config.seed)
+                tracking.log_pictures(self.engine.accelerator, pictures, self.state.step)
 
     def draw_real(self, batch: Batch) -> None:
         """Draw the first real images, to show the networks' input."""
         if self.engine.is_main:
-            picture = image_grid(to_float(batch.images[:100], torch.float32), 10)
+            picture = image_grid(to_float(batch.images[:100].cpu(), torch.float32), 10)
             tracking.log_pictures(self.engine.accelerator, {"real": picture}, self.state.step)
 
     def save(self) -> None:
@@ -253,7 +263,9 @@ class Run:
                 "metrics": self.metrics,
                 "window": window,
             }
-            folder = self.folder.save(self.config, self.state.networks(), self.state.optimizers(), metadata)
+            networks, optimizers = self.state.networks(), self.state.optimizers()
+            with self.engine.timed("saving a checkpoint"):
+                folder = self.folder.save(self.config, networks, optimizers, metadata)
             if folder is not None:
                 tracking.log_checkpoint(self.engine.accelerator, folder, self.state.step)
         self.engine.wait()

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from infogan_dist.config.schema import Config
-from infogan_dist.errors import ConfigError
 from infogan_dist.model.networks import (
     Discriminator,
     DiscriminatorPart,
@@ -61,13 +60,17 @@ class TrainState:
     def load_optimizers(self, state: dict[str, Any]) -> None:
         """Restore what `optimizers` returned."""
         for name, part in (("d", self.d), ("g", self.g)):
+            rates = [group["lr"] for group in part.optimizer.param_groups]
             part.optimizer.load_state_dict(state[name]["adam"])
+            for group, rate in zip(part.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate  # the config's, and where a CUDA graph reads it, on the device
             if part.scaler.is_enabled() and state[name]["scaler"]:
                 part.scaler.load_state_dict(state[name]["scaler"])
 
     def learning_rates(self) -> dict[str, float]:
         """Return the current learning rates, as `lr/d` and `lr/g`."""
-        return {f"lr/{n}": p.optimizer.param_groups[0]["lr"] for n, p in (("d", self.d), ("g", self.g))}
+        parts = {"d": self.d, "g": self.g}
+        return {f"lr/{n}": float(p.optimizer.param_groups[0]["lr"]) for n, p in parts.items()}
 
 
 def initial_state(
@@ -79,26 +82,17 @@ def initial_state(
         config: the run's.
         engine: device, precision and processes.
         networks: G, D and Q with their initial weights.
-
-    Raises:
-        ConfigError: R1 together with a batch norm that cannot be differentiated twice.
     """
     generator, discriminator, recognition = (engine.place(n) for n in networks)
     assert isinstance(generator, Generator)
     assert isinstance(discriminator, Discriminator)
     assert isinstance(recognition, RecognitionNetwork)
-    r1 = config.objective.r1 > 0
-    if r1 and any(isinstance(m, nn.SyncBatchNorm) for m in discriminator.modules()):
-        raise ConfigError(
-            "objective.r1: SyncBatchNorm cannot be differentiated twice; remove batchnorm from "
-            "networks.discriminator, or set objective.r1=0, or use one process"
-        )
     ema = copy.deepcopy(generator).requires_grad_(False)
     if config.train.compile:
         for network in (generator, discriminator, recognition):
             network.compile()
     q_with_d = config.objective.q_with_discriminator
-    d_part = DiscriminatorPart(discriminator, recognition if q_with_d else None, r1)
+    d_part = DiscriminatorPart(discriminator, recognition if q_with_d else None, config.objective.r1 > 0)
     g_part = GeneratorPart(generator, None if q_with_d else recognition)
     return TrainState(
         generator,

@@ -29,10 +29,10 @@ from infogan_dist.errors import ConfigError
 from infogan_dist.model.latents import Latents, LatentSpec, variable_names
 from infogan_dist.model.losses import LOSSES, information_loss, lower_bound, r1_penalty
 from infogan_dist.runtime.batch_norm import frozen, refuse_single_images, untracked
-from infogan_dist.runtime.distributed import Engine
+from infogan_dist.runtime.distributed import Engine, TrainablePart
+from infogan_dist.runtime.metrics import Terms
+from infogan_dist.training.average import WeightAverage
 from infogan_dist.training.state import TrainState
-
-Terms = dict[str, Tensor]  # numbers of a step, each [], by the name under which they are logged
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StepResult:
     """The outcome of a step.
 
     Attributes:
-        terms: numbers to log, each [] on the device.
+        terms: numbers to log, on the device.
         nonfinite: float32 [2] on the device: whether D's and whether G's loss or gradient was not finite.
     """
 
@@ -76,6 +76,8 @@ class TrainStep:
         share: this process's part of a global batch.
         loss: the adversarial loss.
         q_with_d: whether the discriminator's update trains Q, else the generator's.
+        suppress: bool [] on the device; while it is true, steps change nothing.
+        average: updates the averaged generator.
 
     Raises:
         ConfigError: a loss that compares real with generated images, under `d_updates=split`.
@@ -86,6 +88,8 @@ class TrainStep:
             config, config.objective, spec, engine, state,
         )  # fmt: skip
         self.share = BatchShare(config, engine.world, engine.rank)
+        self.suppress = torch.zeros((), dtype=torch.bool, device=engine.device)
+        self.average = WeightAverage(state.ema, state.generator, config.train.ema_decay)
         self.loss, self.q_with_d = LOSSES[config.objective.loss], config.objective.q_with_discriminator
         if self.loss.paired and config.objective.split_updates:
             raise ConfigError(
@@ -104,18 +108,24 @@ class TrainStep:
             real: this process's real images of the step, [n, C, H, W] in [-1, 1].
             latents: this process's latents of the step; both updates use them.
         """
-        restore_d, restore_g = _copy(self.state.d.module.buffers()), _copy(self.state.g.module.buffers())
+        self.average.set_weight(self.state.step)
+        result = self.compute(real, latents)
+        self.state.step += 1
+        return result
+
+    def compute(self, real: Tensor, latents: Latents) -> StepResult:
+        """Do the device's work of `run`: all that a CUDA graph can contain."""
+        restore_d, restore_g = _copy(self.state.d.buffers), _copy(self.state.g.buffers)
         # With one micro-batch the generated images serve both updates.
         fake = self._generate(latents) if self.config.train.accumulation == 1 else None
         d = self.update_discriminator(real, latents, fake)
         # Under fp16 an overflow concerns one scaler alone, and must not suppress the other update.
-        g = self.update_generator(real, latents, fake, None if self.engine.fp16 else d.suppressed)
+        g = self.update_generator(real, latents, fake, self.suppress if self.engine.fp16 else d.suppressed)
         restore_d(d.suppressed)
         restore_g(g.suppressed)
-        self.engine.average_buffers(self.state.trained_networks())
-        self._update_average(g.suppressed)
-        self.state.step += 1
-        return StepResult({**d.terms, **g.terms}, torch.stack([d.nonfinite, g.nonfinite]))
+        self.average.update(g.suppressed)
+        d.terms.update(g.terms)
+        return StepResult(d.terms, torch.stack([d.nonfinite, g.nonfinite]))
 
     def update_discriminator(self, real: Tensor, latents: Latents, fake: Tensor | None) -> UpdateResult:
         """Lower L_D, and -L_I too where this update trains Q.
@@ -127,12 +137,11 @@ class TrainStep:
             real, latents: as of `run`.
             fake: generated images [n, C, H, W]; None: generate those of each micro-batch.
         """
-        terms: Terms = {}
+        terms = Terms(parts=self.config.train.accumulation)
         joint = not self.objective.split_updates
         # Of two steps of Adam the first is taken back if the second is suppressed.
         restore = self.engine.copy_state(self.state.d) if not joint else None
-        suppressed = torch.zeros((), dtype=torch.bool, device=real.device)
-        nonfinite, norms = [], []
+        suppressed, nonfinite, norms = self.suppress, [], []
         for takes_real, takes_fake in ((True, True),) if joint else ((True, False), (False, True)):
             for micro in self.share.micro_batches():
                 rows = latents.map(micro.take)
@@ -141,8 +150,7 @@ class TrainStep:
                     images = micro.take(real) if takes_real else None
                     fakes = self._fakes_for_discriminator(rows, fake) if takes_fake else None
                     loss = self._discriminator_loss(images, fakes, rows, terms)
-                    self.engine.backward(self.state.d, loss)
-                nonfinite.append(~loss.detach().isfinite())
+                    nonfinite.append(self._backward(self.state.d, loss))
             if self.q_with_d and not takes_fake:
                 for parameter in self.state.recognition.parameters():
                     # Real images give Q no gradient. A zero gradient would let Adam move by its momentum.
@@ -152,11 +160,12 @@ class TrainStep:
             suppressed = suppressed | update_suppressed
         if restore is not None:
             restore(suppressed)
-        terms.update(self._gradient_norm("d", torch.stack(norms).mean(), suppressed))
+        norm = norms[0] if joint else torch.stack(norms).mean()
+        terms.update(self._gradient_norm("d", norm, suppressed))
         return UpdateResult(terms, suppressed, self._report(suppressed, nonfinite))
 
     def update_generator(
-        self, real: Tensor, latents: Latents, fake: Tensor | None, suppress: Tensor | None
+        self, real: Tensor, latents: Latents, fake: Tensor | None, suppress: Tensor
     ) -> UpdateResult:
         """Lower L_G - L_I over G, and over Q where this update trains it; D is frozen.
 
@@ -165,19 +174,16 @@ class TrainStep:
             fake: generated images with their graph; None: generate those of each micro-batch.
             suppress: bool []: whether to suppress the update in any case.
         """
-        terms: Terms = {}
-        nonfinite = []
+        terms, nonfinite = Terms(parts=self.config.train.accumulation), []
         for micro in self.share.micro_batches():
             rows = latents.map(micro.take)
             with self.engine.accumulate(self.state.g, micro.is_last):
                 images = self._generate(rows) if fake is None else fake
                 loss = self._generator_loss(micro.take(real), images, rows, terms)
-                self.engine.backward(self.state.g, loss)
-            nonfinite.append(~loss.detach().isfinite())
+                nonfinite.append(self._backward(self.state.g, loss))
         norm, own_suppressed = self.engine.update(self.state.g, suppress)
         terms.update(self._gradient_norm("g", norm, own_suppressed))
-        suppressed = own_suppressed if suppress is None else own_suppressed | suppress
-        return UpdateResult(terms, suppressed, self._report(own_suppressed, nonfinite))
+        return UpdateResult(terms, own_suppressed | suppress, self._report(own_suppressed, nonfinite))
 
     def warm_up(self, real: Tensor, latents: Latents) -> None:
         """Run the forward and backward of both updates once and discard their results.
@@ -188,10 +194,11 @@ class TrainStep:
         Args:
             real, latents: a micro-batch of any content.
         """
-        restore = _copy(b for network in self.state.trained_networks() for b in network.buffers())
-        loss = self._discriminator_loss(real, self._generate(latents).detach(), latents, {})
+        restore = _copy([*self.state.d.buffers, *self.state.g.buffers])
+        loss = self._discriminator_loss(real, self._generate(latents).detach(), latents, Terms())
         self.engine.backward(self.state.d, loss)
-        self.engine.backward(self.state.g, self._generator_loss(real, self._generate(latents), latents, {}))
+        loss = self._generator_loss(real, self._generate(latents), latents, Terms())
+        self.engine.backward(self.state.g, loss)
         for part in (self.state.d, self.state.g):
             part.optimizer.zero_grad()
         restore(None)
@@ -199,7 +206,7 @@ class TrainStep:
     def _discriminator_loss(
         self, real: Tensor | None, fake: Tensor | None, latents: Latents, terms: Terms
     ) -> Tensor:
-        """Return L_D (- L_I) of a micro-batch as a share of the step's, and add its terms to `terms`."""
+        """Return L_D (- L_I) of a micro-batch, and add its terms to `terms`."""
         r1 = self.objective.r1
         if real is not None and r1 > 0:
             real = real.detach().requires_grad_()
@@ -211,20 +218,21 @@ class TrainStep:
         if real is not None and real_logits is not None:
             if r1 > 0:
                 losses["d/r1"] = 0.5 * r1 * r1_penalty(real_logits, real)
-            self._add(terms, {"d/logit_real": real_logits.mean(), **self._code_usage(out["real_features"])})
+            terms.add({"d/logit_real": real_logits.mean()})
+            self._add_code_usage(terms, out["real_features"])
         if fake_logits is not None:
             if self.q_with_d:
                 bounds = lower_bound(self.spec, self.spec.posteriors(out["posterior_params"]), latents.codes)
                 losses["d/information"] = information_loss(self.spec, bounds)
-            self._add(terms, {"d/logit_fake": fake_logits.mean()})
+            terms.add({"d/logit_fake": fake_logits.mean()})
         total = torch.stack(list(losses.values())).sum()
-        self._add(
-            terms, {"d/loss": total, "d/adversarial": torch.stack(list(adversarial.values())).sum(), **losses}
-        )
-        return total / self.config.train.accumulation
+        adversarial_loss = torch.stack(list(adversarial.values())).sum()
+        terms.add({"d/loss": total, "d/adversarial": adversarial_loss})
+        terms.add(losses)
+        return total
 
     def _generator_loss(self, real: Tensor, fake: Tensor, latents: Latents, terms: Terms) -> Tensor:
-        """Return L_G - L_I of a micro-batch as a share of the step's, and add its terms to `terms`."""
+        """Return L_G - L_I of a micro-batch, and add its terms to `terms`."""
         state = self.state
         held = (state.discriminator, state.recognition) if self.q_with_d else (state.discriminator,)
         # Unwrapped networks: gradients pass through them to G, and DDP does not reduce for them.
@@ -239,28 +247,27 @@ class TrainStep:
             "g/information": information_loss(self.spec, bounds),
         }
         total = torch.stack(list(losses.values())).sum()
-        self._add(terms, {"g/loss": total, **losses})
+        terms.add({"g/loss": total, **losses})
         for name, code in self.spec.codes.items():
-            self._add(terms, _per_variable(f"bound/{name}", bounds[name]))
-            self._add(terms, _per_variable(f"gain/{name}", bounds[name] - code.marginal_bound))
+            terms.add_variables(f"bound/{name}", bounds[name])
+            terms.add_variables(f"gain/{name}", bounds[name] - code.marginal_bound)
             sigma = code.mean_sigma(posteriors[name])
             if sigma is not None:
-                names = variable_names(name, code)
-                self._add(terms, {f"sigma/{n}": s for n, s in zip(names, sigma, strict=True)})
-        return total / self.config.train.accumulation
+                names = tuple(f"sigma/{n}" for n in variable_names(name, code))
+                terms.add_vector(names, sigma)
+        return total
 
     @torch.no_grad()
-    def _code_usage(self, features: Tensor) -> Terms:
-        """Return how often Q assigns real images to each value of the discrete codes."""
+    def _add_code_usage(self, terms: Terms, features: Tensor) -> None:
+        """Add how often Q assigns real images to each value of the discrete codes."""
         with untracked(self.state.recognition), self.engine.autocast():
             posteriors = self.spec.posteriors(self.state.recognition(features.detach()))
-        terms: Terms = {}
         for name, code in self.spec.codes.items():
             usage = code.usage(posteriors[name])
             if usage is not None:
-                for variable, shares in zip(variable_names(name, code), usage, strict=True):
-                    terms.update({f"usage/{variable}.{k}": share for k, share in enumerate(shares)})
-        return terms
+                variables = variable_names(name, code)
+                names = tuple(f"usage/{v}.{k}" for v in variables for k in range(usage.shape[1]))
+                terms.add_vector(names, usage.flatten())
 
     def _generate(self, latents: Latents) -> Tensor:
         with self.engine.autocast():
@@ -273,44 +280,21 @@ class TrainStep:
         with torch.no_grad(), untracked(self.state.generator), self.engine.autocast():
             return _at_least_fp32(self.state.generator(latents.vector))
 
-    def _update_average(self, suppressed: Tensor) -> None:
-        """Update the average of G and of its running statistics, unless the step was suppressed.
-
-        The decay starts low, so that the average soon forgets the initial weights.
-        """
-        decay = min(self.config.train.ema_decay, (1 + self.state.step) / (10 + self.state.step))
-        weight = (~suppressed).to(self.engine.dtype) * (1 - decay)
-        live = self.state.generator.state_dict()
-        for name, mean in self.state.ema.state_dict().items():
-            if mean.is_floating_point():
-                mean.lerp_(live[name], weight)
-            else:
-                mean.copy_(live[name])
-
-    def _add(self, terms: Terms, new: Terms) -> None:
-        """Add a micro-batch's share to the terms of a step."""
-        for name, value in new.items():
-            share = value.detach() / self.config.train.accumulation
-            terms[name] = terms[name] + share if name in terms else share
+    def _backward(self, part: TrainablePart, loss: Tensor) -> Tensor:
+        """Add the gradients of a micro-batch's share of the step's loss; return whether it was not finite."""
+        count = self.config.train.accumulation
+        return self.engine.backward(part, loss if count == 1 else loss / count)
 
     def _gradient_norm(self, name: str, norm: Tensor, suppressed: Tensor) -> Terms:
         """Return the norm of the gradients; in fp16 also how often they overflowed, when they count as 0."""
         if not self.engine.fp16:
-            return {f"grad_norm/{name}": norm}
-        return {
-            f"grad_norm/{name}": torch.where(suppressed, 0.0, norm),
-            f"overflow/{name}": suppressed.float(),
-        }
+            return Terms({f"grad_norm/{name}": norm})
+        norm = torch.where(suppressed, 0.0, norm)
+        return Terms({f"grad_norm/{name}": norm, f"overflow/{name}": suppressed.float()})
 
     def _report(self, suppressed: Tensor, nonfinite: list[Tensor]) -> Tensor:
         """Return whether the run has to react; not to an fp16 overflow, whose losses are finite."""
         return (torch.stack(nonfinite).any() if self.engine.fp16 else suppressed).float()
-
-
-def _per_variable(name: str, values: Tensor) -> Terms:
-    """Return the sum over a code's variables [V], and each variable's value where there are several."""
-    each = {f"{name}.{i}": v for i, v in enumerate(values)} if len(values) > 1 else {}
-    return {name: values.sum(), **each}
 
 
 def _at_least_fp32(values: Tensor) -> Tensor:

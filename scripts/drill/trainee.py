@@ -29,10 +29,10 @@ def train_recorded(audit: Path, poison: int, words: list[str]) -> None:
     def recorded_batches(self: Loader, step: int) -> Iterator[Batch]:
         with (audit / f"{time.time_ns()}-{os.getpid()}").open("a", buffering=1) as log:
             for k, batch in enumerate(read_batches(self, step), start=step):
-                share = self.order.share
+                share, images = self.order.share, batch.images.cpu()
                 for i, lane in enumerate(self.lanes):
                     rows = slice(i * share, (i + 1) * share)
-                    numbers = batch.images[rows, 0, 0, 0].long() * 256 + batch.images[rows, 0, 0, 1]
+                    numbers = images[rows, 0, 0, 0].long() * 256 + images[rows, 0, 0, 1]
                     numbers = torch.where(batch.substituted[rows], -1, numbers)
                     log.write(json.dumps([k, lane, numbers.tolist()]) + "\n")
                 yield batch

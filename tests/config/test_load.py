@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from infogan_dist.config.codes import BernoulliConfig, CategoricalConfig, ContinuousConfig
 from infogan_dist.config.fields import Effect
 from infogan_dist.config.help import help_text
 from infogan_dist.config.load import (
@@ -16,7 +17,7 @@ from infogan_dist.config.load import (
     resume_conflicts,
     save_config,
 )
-from infogan_dist.config.schema import BernoulliConfig, CategoricalConfig, Config, ContinuousConfig
+from infogan_dist.config.schema import Config
 from infogan_dist.errors import ConfigError
 
 QUICK = "configs/quickstart.yaml"
@@ -81,7 +82,7 @@ MISTAKES = [
     ("optim.generator.lr=nan", "finite"),
     ("optim.discriminator.beta1=1", "below 1"),
     ("train.ema_decay=1", "below 1"),
-    ("train.precision=fp8", "fp32, bf16, fp16, fp64"),
+    ("train.precision=fp8", "fp32, tf32, bf16, fp16, fp64"),
     ("train.epochs=3", "both given"),
     ("train.steps=null", "neither given"),
     ("train.batch_size=0", "from 1 up"),

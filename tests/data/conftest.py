@@ -1,7 +1,10 @@
-"""Fixtures of the tests of data: servers on loopback, S3 settings, and messages."""
+"""Shared by the tests of data: damaged and recorded shard sets, servers on loopback, S3 settings."""
 
+import hashlib
 import importlib.util
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,10 +13,62 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from infogan_dist.data import s3
-from tests.data.web_server import WebServer
+from infogan_dist.data import loader, s3
+from infogan_dist.data.shards import DecodedShard, Manifest, Shard, read_shard
+from tests.data.web_server import HubServer, WebServer
+
+
+def numbered_set(sizes: list[int]) -> tuple[Manifest, Callable[..., DecodedShard]]:
+    """Return the manifest of a set without files, and a `read_shard` of its images and labels: their numbers.
+
+    Args:
+        sizes: number of images of each shard.
+    """
+    manifest = Manifest("numbers", (1, 1, 2), [], [Shard(f"{i}", n, 0, "") for i, n in enumerate(sizes)])
+    starts = np.cumsum([0, *sizes])
+
+    def read(manifest: Manifest, index: int, *rest: object) -> DecodedShard:
+        numbers = np.arange(starts[index], starts[index + 1])
+        images = np.stack([numbers // 256, numbers % 256], 1).astype(np.uint8).reshape(-1, 1, 1, 2)
+        return DecodedShard(
+            images, numbers, np.zeros(len(numbers), bool), [], np.zeros((len(numbers), 0), int)
+        )
+
+    return manifest, read
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the shards that are read, in order."""
+    reads: list[int] = []
+
+    def recorded_read(manifest, index, *rest):
+        reads.append(index)
+        return read_shard(manifest, index, *rest)
+
+    monkeypatch.setattr(loader, "read_shard", recorded_read)
+    return reads
+
+
+@pytest.fixture
+def damaged_set(tmp_path: Path, small_set: Path) -> Path:
+    """`small_set` with a missing shard, a truncated one, and one with two samples that cannot be decoded."""
+    out = tmp_path / "damaged"
+    shutil.copytree(small_set, out)
+    (out / "000001.tar").unlink()
+    (out / "000004.tar").write_bytes((out / "000004.tar").read_bytes()[:5000])
+    path = out / "000006.tar"
+    parts = path.read_bytes().split(b"\x89PNG")
+    for i in (4, 9):
+        parts[i] = b"no png, " + parts[i][8:]
+    path.write_bytes(b"\x89PNG".join(parts))
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["shards"][6]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
 
 
 @pytest.fixture
@@ -80,19 +135,58 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | None], None
 
 
 @pytest.fixture
-def x_tar(web: WebServer, aws: Callable[[str | None], None], scheme: str) -> str:
-    """The URL of the server's file by http or s3."""
+def log_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str | None], None]:
+    """A function that sets the Hub's URL and the token (None: not logged in)."""
+    from huggingface_hub import constants
+
+    def set_environment(endpoint: str, token: str | None = "hf_secret") -> None:
+        # The library reads HF_ENDPOINT when it is imported.
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + template)
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", os.devnull)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+            monkeypatch.delenv(name, raising=False)
+        if token is not None:
+            monkeypatch.setenv("HF_TOKEN", token)
+
+    return set_environment
+
+
+@pytest.fixture
+def hub(web: WebServer, log_in: Callable[[str, str | None], None]) -> Iterator[HubServer]:
+    """A Hub whose files are those of the web server."""
+    for server in served(HubServer(web)):
+        assert isinstance(server, HubServer)
+        log_in(server.url, server.token)
+        yield server
+
+
+@pytest.fixture
+def x_tar(web: WebServer, aws: Callable[[str | None], None], hub: HubServer, scheme: str) -> str:
+    """The URL of the server's file by http, s3 or hf."""
     aws(web.url)
-    return f"{web.url}/b/x.tar" if scheme == "http" else "s3://b/x.tar"
+    urls = {"http": f"{web.url}/b/x.tar", "s3": "s3://b/x.tar", "hf": "hf://datasets/ann/shapes/x.tar"}
+    return urls[scheme]
 
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[str]:
     """The URL of an empty S3 server."""
+    yield from run_server("moto.server", ["-H", "127.0.0.1", "-p"])
+
+
+def run_server(module: str, arguments: list[str]) -> Iterator[str]:
+    """Yield the URL of a server that runs in a subprocess.
+
+    Args:
+        module: that is run.
+        arguments: of its command line; a free port is added.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", module, *arguments, str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + 60

@@ -17,7 +17,7 @@ from infogan_dist.errors import DataError
 from tests.data.web_server import BODY, BODY_SHA256, Fault, WebServer
 
 requires_boto3 = pytest.mark.skipif(importlib.util.find_spec("boto3") is None, reason="not installed: boto3")
-http_and_s3 = pytest.mark.parametrize("scheme", ["http", pytest.param("s3", marks=requires_boto3)])
+all_schemes = pytest.mark.parametrize("scheme", ["http", pytest.param("s3", marks=requires_boto3), "hf"])
 
 
 def test_a_local_file_is_read_and_its_faults_are_named(tmp_path: Path):
@@ -35,7 +35,7 @@ def test_a_local_file_is_read_and_its_faults_are_named(tmp_path: Path):
     assert not (tmp_path / "cache").exists()
 
 
-@http_and_s3
+@all_schemes
 def test_a_body_that_breaks_off_is_resumed_from_the_byte_reached(
     web: WebServer, x_tar: str, pauses: list[float]
 ):
@@ -46,7 +46,7 @@ def test_a_body_that_breaks_off_is_resumed_from_the_byte_reached(
     assert pauses == [1, 1]
 
 
-@http_and_s3
+@all_schemes
 def test_a_silent_connection_ends_the_try_and_the_rest_is_downloaded(
     web: WebServer, x_tar: str, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ):
@@ -57,7 +57,7 @@ def test_a_silent_connection_ends_the_try_and_the_rest_is_downloaded(
     assert web.sent == len(BODY)
 
 
-@http_and_s3
+@all_schemes
 def test_a_very_slow_server_does_not_delay_a_run_for_ever(
     web: WebServer, x_tar: str, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ):
@@ -68,7 +68,7 @@ def test_a_very_slow_server_does_not_delay_a_run_for_ever(
     assert pauses == [1, 2, 4, 8]
 
 
-@http_and_s3
+@all_schemes
 @pytest.mark.parametrize("status", [500, 503, 429, 408])
 def test_a_failing_server_is_tried_again(web: WebServer, x_tar: str, status: int, pauses: list[float]):
     web.faults = [Fault(status=status)] * 2
@@ -76,25 +76,30 @@ def test_a_failing_server_is_tried_again(web: WebServer, x_tar: str, status: int
     assert pauses == [1, 2]
 
 
-@http_and_s3
+@all_schemes
 def test_an_unreachable_server_is_a_network_error_after_growing_pauses(
-    scheme: str, aws: Callable[[str | None], None], pauses: list[float]
+    web: WebServer,
+    x_tar: str,
+    aws: Callable[[str | None], None],
+    log_in: Callable[[str], None],
+    pauses: list[float],
 ):
     aws("http://127.0.0.1:9")
-    url = "s3://b/x.tar" if scheme == "s3" else "http://127.0.0.1:9/x.tar"
+    log_in("http://127.0.0.1:9")
+    url = x_tar.replace(web.url, "http://127.0.0.1:9")
     with pytest.raises(NetworkError, match=r"x\.tar: cannot be read over the network, after 5 tries"):
         Store().read(url)
     assert pauses == [1, 2, 4, 8]
 
 
-@http_and_s3
+@all_schemes
 def test_progress_renews_the_tries(web: WebServer, x_tar: str, pauses: list[float]):
     web.faults = [Fault(send=10_000), Fault(status=503), Fault(status=503), Fault(status=503)] * 3
     assert Store().read(x_tar, len(BODY), BODY_SHA256) == BODY
     assert pauses == [1, 2, 4, 8] * 3
 
 
-@http_and_s3
+@all_schemes
 def test_breaking_off_at_the_same_byte_again_is_no_progress(web: WebServer, x_tar: str, pauses: list[float]):
     web.faults = [Fault(send=50_000, ignore_range=True)] * 9
     with pytest.raises(NetworkError, match="broke off after 50000 of 100000 bytes"):
@@ -102,7 +107,7 @@ def test_breaking_off_at_the_same_byte_again_is_no_progress(web: WebServer, x_ta
     assert pauses == [1, 2, 4, 8]
 
 
-@http_and_s3
+@all_schemes
 def test_a_server_that_ignores_ranges_is_read_from_the_start(web: WebServer, x_tar: str, pauses: list[float]):
     web.faults = [Fault(send=50_000), Fault(ignore_range=True)]
     assert Store().read(x_tar, len(BODY), BODY_SHA256) == BODY
@@ -110,7 +115,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(web: WebServer, x_t
     assert web.sent == 150_000
 
 
-@http_and_s3
+@all_schemes
 @pytest.mark.parametrize("fault", [Fault(corrupt=True), Fault(promise=60_000)], ids=["corrupt", "short"])
 def test_wrong_bytes_are_downloaded_again_from_the_start(web: WebServer, x_tar: str, fault: Fault):
     web.faults = [fault] * 2
@@ -119,7 +124,7 @@ def test_wrong_bytes_are_downloaded_again_from_the_start(web: WebServer, x_tar: 
     assert len(web.requests) == 3
 
 
-@http_and_s3
+@all_schemes
 @pytest.mark.parametrize(("size", "sha256"), [(len(BODY), "0" * 64), (7, None)])
 def test_bytes_that_stay_wrong_are_a_fault_of_the_data_and_not_of_the_network(
     web: WebServer, x_tar: str, size: int, sha256: str | None
@@ -130,7 +135,7 @@ def test_bytes_that_stay_wrong_are_a_fault_of_the_data_and_not_of_the_network(
     assert len(web.requests) == 5
 
 
-@http_and_s3
+@all_schemes
 @pytest.mark.parametrize("has_etags", [True, False])
 def test_two_versions_of_a_file_are_never_joined(
     web: WebServer, scheme: str, x_tar: str, has_etags: bool, monkeypatch: pytest.MonkeyPatch
@@ -140,11 +145,11 @@ def test_two_versions_of_a_file_are_never_joined(
     monkeypatch.setattr(time, "sleep", lambda _: web.files.update({"/b/x.tar": new}))
     assert Store().read(x_tar) == new
     assert web.ranges[1] == ("bytes=50000-" if has_etags else None)
-    condition = web.requests[1][1]["If-Range" if scheme == "http" else "If-Match"]
+    condition = web.requests[1][1]["If-Match" if scheme == "s3" else "If-Range"]
     assert condition == (f'"{hashlib.md5(BODY).hexdigest()}"' if has_etags else None)
 
 
-@http_and_s3
+@all_schemes
 @pytest.mark.parametrize("status", [412, 416])
 def test_a_range_that_is_not_available_any_more_restarts_the_download(
     web: WebServer, x_tar: str, status: int, pauses: list[float]
@@ -154,7 +159,7 @@ def test_a_range_that_is_not_available_any_more_restarts_the_download(
     assert web.ranges == [None, "bytes=50000-", None]
 
 
-@http_and_s3
+@all_schemes
 @pytest.mark.parametrize("status", [404, 410])
 def test_a_missing_file_is_reported_at_once(web: WebServer, x_tar: str, status: int):
     web.faults = [Fault(status=status)]
@@ -163,7 +168,7 @@ def test_a_missing_file_is_reported_at_once(web: WebServer, x_tar: str, status: 
     assert len(web.requests) == 1
 
 
-@http_and_s3
+@all_schemes
 @pytest.mark.parametrize("status", [400, 401, 403])
 def test_a_refusal_is_final(web: WebServer, x_tar: str, status: int):
     web.faults = [Fault(status=status)]
@@ -174,7 +179,7 @@ def test_a_refusal_is_final(web: WebServer, x_tar: str, status: int):
 
 
 @pytest.mark.parametrize(
-    "url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "gs://b/x", "http://", "http://[/x"]
+    "url", ["unknown://b/x", "simplecache::file:///x", "zip://a/b::file:///x", "http://", "http://[/x"]
 )
 def test_other_urls_are_refused(url: str):
     with pytest.raises(DataError, match="can be read"):
@@ -197,6 +202,8 @@ def test_a_pipe_is_never_run(tmp_path: Path):
         ("https://[secret", "https://..."),
         ("no_scheme://ann:secret@host/b.tar?secret", "no_scheme://host/b.tar"),
         ("s3://bucket/a/b.tar", "s3://bucket/a/b.tar"),
+        ("zip://a/b.tar::https://ann:secret@host/x.zip", "zip://..."),
+        ("hf://datasets/ann/shapes@v1/b.tar", "hf://datasets/ann/shapes@v1/b.tar"),
         ("pipe:curl -u ann:secret https://host/b.tar", "pipe:..."),
         ("/data/what?.tar", "/data/what?.tar"),
     ],
@@ -211,7 +218,7 @@ def test_no_message_contains_a_secret(web: WebServer, damage: str, pauses: list[
     url = f"http://ann:secret@{host}/b/x.tar?sign=secret"
     status = {"missing": 404, "refused": 403, "broken": 500}.get(damage)
     web.faults = [Fault(status=status)] * 5 if status else []
-    url = {"scheme": "gs://ann:secret@h/?secret", "malformed": "http://ann:secret/@h/x"}.get(damage, url)
+    url = {"scheme": "unknown://ann:secret@h/?secret", "malformed": "http://ann:secret/@h/x"}.get(damage, url)
     with pytest.raises((DataError, FileNotFoundError)) as error:
         Store().read(url, sha256="0" * 64)
     assert "secret" not in f"{error.value!r}"

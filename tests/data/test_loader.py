@@ -1,14 +1,11 @@
 """The processes together read the global batch, whatever their number, workers and caches."""
 
 import dataclasses
-import hashlib
-import json
-import shutil
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,15 +16,16 @@ from infogan_dist.data import fetch
 from infogan_dist.data import loader as loader_module
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.order import Order
-from infogan_dist.data.shards import DecodedShard, Manifest, Shard, load_manifest, read_shard
+from infogan_dist.data.shards import load_manifest, read_shard
 from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import DataError
 from tests.conftest import images_source, number_of
+from tests.data.conftest import numbered_set
 
 BATCH, LANES = 16, 8
 
 
-def loaders(folder: Path, world: int, **options: Any) -> list[Loader]:
+def loaders(folder: Path | str, world: int, **options: Any) -> list[Loader]:
     """One loader for each process."""
     manifest = load_manifest(str(folder))
     order = Order(5, [s.samples for s in manifest.shards], LANES, BATCH)
@@ -80,19 +78,6 @@ def test_labels_stay_with_their_images(small_set: Path):
     assert batch.labels.tolist() == [number_of(image) % 2 for image in batch.images]
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of the shards that are read, in order."""
-    reads: list[int] = []
-
-    def recorded_read(manifest, index, *rest):
-        reads.append(index)
-        return read_shard(manifest, index, *rest)
-
-    monkeypatch.setattr(loader_module, "read_shard", recorded_read)
-    return reads
-
-
 def test_every_shard_is_read_by_one_process_in_an_epoch(small_set: Path, reads: list[int]):
     for epochs in (1, 3):
         reads.clear()
@@ -101,6 +86,16 @@ def test_every_shard_is_read_by_one_process_in_an_epoch(small_set: Path, reads: 
             for _ in range(15 * epochs):
                 next(stream)
         assert Counter(reads) == dict.fromkeys(range(8), epochs)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one core
+def test_loading_subprocesses_end_once_all_shards_are_in_memory(small_set: Path):
+    (loader,) = loaders(small_set, 1, workers=2, cache_bytes=10**9)
+    before, stream = set(multiprocessing.active_children()), loader.batches(0)
+    for _ in range(30):  # two epochs
+        next(stream)
+    assert set(multiprocessing.active_children()) <= before
+    next(stream)
 
 
 def test_shards_that_fit_the_cache_are_read_once(small_set: Path, reads: list[int]):
@@ -138,24 +133,6 @@ def test_batches_are_the_next_samples_of_every_lane(small_set: Path):
         expected += [shards[span.shard].images[i] for i in order.sample_order(span.place)[:2]]
     (loader,) = loaders(small_set, 1)
     assert torch.equal(next(loader.batches(0)).images, torch.stack([torch.from_numpy(i) for i in expected]))
-
-
-@pytest.fixture
-def damaged_set(tmp_path: Path, small_set: Path) -> Path:
-    """`small_set` with a missing shard, a truncated one, and one with two samples that cannot be decoded."""
-    out = tmp_path / "damaged"
-    shutil.copytree(small_set, out)
-    (out / "000001.tar").unlink()
-    (out / "000004.tar").write_bytes((out / "000004.tar").read_bytes()[:5000])
-    path = out / "000006.tar"
-    parts = path.read_bytes().split(b"\x89PNG")
-    for i in (4, 9):
-        parts[i] = b"no png, " + parts[i][8:]
-    path.write_bytes(b"\x89PNG".join(parts))
-    manifest = json.loads((out / "manifest.json").read_text())
-    manifest["shards"][6]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    return out
 
 
 def test_the_same_images_replace_broken_ones_for_every_number_of_processes(damaged_set: Path, capsys):
@@ -210,16 +187,7 @@ def test_an_unreachable_server_is_never_skipped(
 def test_any_window_is_the_same_for_every_number_of_processes_from_any_step(
     seed: int, sizes: list[int], lanes: int, share: int, start: int, cache: int
 ):
-    shards = [Shard(f"{i}", n, 0, "") for i, n in enumerate(sizes)]
-    manifest = Manifest("numbers", (1, 1, 2), [], shards)
-    starts = np.cumsum([0, *sizes])
-
-    def numbered_shard(manifest: Manifest, index: int, *rest: object) -> DecodedShard:
-        numbers = np.arange(starts[index], starts[index + 1])
-        images = np.stack([numbers // 256, numbers % 256], 1).astype(np.uint8).reshape(-1, 1, 1, 2)
-        return DecodedShard(
-            images, numbers, np.zeros(len(numbers), bool), [], np.zeros((len(numbers), 0), int)
-        )
+    manifest, read_numbered = numbered_set(sizes)
 
     def window(world: int, first: int, count: int) -> list[list[int]]:
         order, own = Order(seed, sizes, lanes, lanes * share), lanes // world
@@ -230,7 +198,7 @@ def test_any_window_is_the_same_for_every_number_of_processes_from_any_step(
         return [[int(n) for s in streams for n in next(s).labels] for _ in range(count)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader_module, "read_shard", numbered_shard)
+        patch.setattr(loader_module, "read_shard", read_numbered)
         expected = window(1, 0, start + 8)[start:]
         for world in (1, 2, lanes):
             assert window(world, start, 8) == expected

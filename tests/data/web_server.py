@@ -1,4 +1,4 @@
-"""A web server on loopback whose next responses can have faults."""
+"""Servers on loopback: a web server whose next responses can have faults, and a Hugging Face Hub."""
 
 import hashlib
 import re
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 BODY = bytes(i * i % 251 for i in range(100_000))
 BODY_SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -46,6 +47,7 @@ class WebServer(ThreadingHTTPServer):
 
     Args:
         certificate: PEM file with certificate and key; None: without TLS.
+        handler: answers the requests; None: with the files and faults.
 
     Attributes:
         files: contents by path.
@@ -58,8 +60,8 @@ class WebServer(ThreadingHTTPServer):
         closing: set to end all waiting.
     """
 
-    def __init__(self, certificate: Path | None = None):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, certificate: Path | None = None, handler: type[BaseHTTPRequestHandler] | None = None):
+        super().__init__(("127.0.0.1", 0), handler or _Handler)
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
@@ -136,3 +138,51 @@ class _Handler(BaseHTTPRequestHandler):
         web.answered.set()
         if fault.stall:
             web.closing.wait(30)
+
+
+class HubServer(WebServer):
+    """A Hub with the private data set ann/shapes, whose contents another server stores.
+
+    Like the real one it requires a token, redirects to itself for JSON files, which it sends, and to a signed
+    URL of the other server for all other files. Its error codes are those that huggingface_hub documents.
+
+    Args:
+        storage: the other server; the data set's files are those in its folder /b.
+
+    Attributes:
+        token: the only valid one.
+        revisions: branches and tags.
+    """
+
+    def __init__(self, storage: WebServer):
+        super().__init__(handler=_HubHandler)
+        self.storage, self.token, self.revisions = storage, "hf_secret", ("main", "v1", "refs/pr/1")
+
+
+class _HubHandler(_Handler):
+    server: HubServer  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def do_GET(self):
+        hub = self.server
+        parts = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+        if self.headers["Authorization"] is None:
+            return self.answer(401, {"X-Error-Code": "RepoNotFound"})
+        if self.headers["Authorization"] != f"Bearer {hub.token}":
+            return self.answer(401, {})
+        if parts is None:
+            return super().do_GET()
+        repository, revision, path = parts.groups()
+        if repository != "ann/shapes":
+            return self.answer(404, {"X-Error-Code": "RepoNotFound"})
+        if unquote(revision) not in hub.revisions:
+            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        if f"/b/{path}" not in hub.storage.files:
+            return self.answer(404, {"X-Error-Code": "EntryNotFound"})
+        if path.endswith(".json"):
+            hub.files[f"/api/resolve-cache/{path}"] = hub.storage.files[f"/b/{path}"]
+            return self.answer(307, {"Location": f"/api/resolve-cache/{path}"})
+        return self.answer(302, {"Location": f"{hub.storage.url}/b/{path}?sign=secret"})
+
+    def answer(self, status: int, headers: dict[str, str]) -> None:
+        self.server.requests.append((self.path, self.headers))
+        self.send_failure(status, Fault(headers=headers))

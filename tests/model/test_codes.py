@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, OneHotCategorical, Uniform
 
-from infogan_dist.config.schema import CODE_CONFIGS, CODE_KINDS, CodeConfig
+from infogan_dist.config.codes import CODE_CONFIGS, CODE_KINDS, CodeConfig
 from infogan_dist.errors import ConfigError
 from infogan_dist.model import codes
 from infogan_dist.model.latents import LatentSpec

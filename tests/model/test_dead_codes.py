@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from infogan_dist.config.schema import CodeConfig
+from infogan_dist.config.codes import CodeConfig
 from infogan_dist.model.codes import CODES
 
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from infogan_dist.config.codes import CodeConfig
 from infogan_dist.config.load import read_config
-from infogan_dist.config.schema import CodeConfig, LayerConfig, NetworksConfig
+from infogan_dist.config.schema import LayerConfig, NetworksConfig
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_networks

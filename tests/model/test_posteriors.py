@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from infogan_dist.config.schema import CodeConfig
+from infogan_dist.config.codes import CodeConfig
 from infogan_dist.model.codes import CODES
 
 

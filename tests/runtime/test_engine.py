@@ -98,29 +98,6 @@ def test_only_the_last_micro_batch_reduces_gradients():
         assert values == [18.0, 18.0, 18.0, 3.0]
 
 
-def averaged_statistics() -> tuple[list[float], list[float], int]:
-    engine = Engine(read_config([QUICK, "train.precision=fp64"]))
-    norm = engine.place(nn.BatchNorm1d(2))
-    plain = engine.place(nn.BatchNorm1d(1))
-    for network, width in ((norm, 2), (plain, 1)):
-        x = torch.arange(4.0, dtype=torch.float64)[:, None].repeat(1, width) * (engine.rank + 1)
-        network(x)
-    engine.average_buffers([norm, plain])
-    buffers = [float(b) for n in (norm, plain) for b in n.buffers() if b.is_floating_point() for b in b]
-    own = torch.arange(4.0, dtype=torch.float64) * (engine.rank + 1)
-    return buffers, [float(own.mean()), float(own.var())], int(norm.get_buffer("num_batches_tracked"))
-
-
-def test_running_statistics_are_averaged_over_processes():
-    answers = on_ranks(2, averaged_statistics)
-    # torch's momentum: running = 0.9 * initial + 0.1 * batch
-    mean = 0.1 * sum(own[0] for _, own, _ in answers) / 2
-    variance = 0.9 + 0.1 * sum(own[1] for _, own, _ in answers) / 2
-    for buffers, _, count in answers:
-        assert buffers == pytest.approx([mean, mean, variance, variance, mean, variance], rel=1e-12)
-        assert count == 1
-
-
 def collectives() -> dict[str, object]:
     engine = Engine(read_config([QUICK, "train.precision=fp64"]))
     table = engine.distributed_map(5, 2, lambda i: [i, i * i])

@@ -9,7 +9,7 @@ import torch
 
 from infogan_dist.config.load import read_config
 from infogan_dist.runtime.distributed import Engine
-from infogan_dist.runtime.metrics import MetricAccumulator
+from infogan_dist.runtime.metrics import MetricAccumulator, Terms
 from tests.runtime.ranks import on_ranks
 
 
@@ -35,7 +35,7 @@ def add(world: World, steps: range) -> None:
         for rank, accumulator in enumerate(world.accumulators):
             offset = rank - (size - 1) / 2
             terms = {"a": torch.tensor(s + offset).double(), "b": torch.tensor(s**2 - offset).double()}
-            accumulator.add(terms, {"void": torch.tensor(0.0)})
+            accumulator.add(Terms(terms), Terms({"void": torch.tensor(0.0)}))
 
 
 @pytest.mark.parametrize("before", [1, 2, 4])
@@ -64,7 +64,7 @@ def test_flagged_steps_are_counted_and_left_out_of_the_means():
     add(world, range(2))
     for accumulator in world.accumulators:
         broken = torch.tensor(float("nan"))
-        accumulator.add({"a": broken, "b": broken}, {"void": torch.tensor(1.0)})
+        accumulator.add(Terms({"a": broken, "b": broken}), Terms({"void": torch.tensor(1.0)}))
     add(world, range(2, 4))
     assert world.accumulators[0].window() == pytest.approx({"a": 1.5, "b": 3.5, "void": 1.0})
 
@@ -76,7 +76,7 @@ def test_a_window_of_other_metrics_is_dropped_with_a_warning(caplog: pytest.LogC
     state = world.accumulators[0].state()
     (accumulator,) = World(1).accumulators
     accumulator.load(state)
-    accumulator.add({"a": torch.tensor(7.0), "new": torch.tensor(5.0)}, {"void": torch.tensor(0.0)})
+    accumulator.add(Terms({"a": torch.tensor(7.0), "new": torch.tensor(5.0)}), Terms({"void": torch.tensor(0.0)}))
     assert "covers fewer steps" in caplog.text
     accumulator.engine = SimpleNamespace(world=1, sum=lambda values: values)  # type: ignore[assignment]
     assert accumulator.window() == {"a": 7.0, "new": 5.0, "void": 0.0}
@@ -86,7 +86,7 @@ def test_the_mean_over_no_step_is_not_a_number():
     world = World(1)
     (accumulator,) = world.accumulators
     for value in (3.0, math.inf):
-        accumulator.add({"a": torch.tensor(value)}, {"void": torch.tensor(1.0), "other": torch.tensor(0.0)})
+        accumulator.add(Terms({"a": torch.tensor(value)}), Terms({"void": torch.tensor(1.0), "other": torch.tensor(0.0)}))
     window = accumulator.window()
     assert math.isnan(window.pop("a"))
     assert window == {"void": 2.0, "other": 0.0}
@@ -96,11 +96,11 @@ def accumulate_on_ranks() -> tuple[dict[str, float], dict[str, Any], dict[str, f
     """Return a window of two steps, the state after a third, and the window that continues that state."""
     engine = Engine(read_config(["configs/quickstart.yaml"]))
     accumulator = MetricAccumulator(engine)
-    no_flag = {"void": torch.tensor(0.0)}
+    no_flag = Terms({"void": torch.tensor(0.0)})
     for step in range(2):
-        accumulator.add({"a": torch.tensor(step + 10.0 * engine.rank)}, no_flag)
+        accumulator.add(Terms({"a": torch.tensor(step + 10.0 * engine.rank)}), no_flag)
     window = accumulator.window()
-    accumulator.add({"a": torch.tensor(engine.rank + 1.0)}, no_flag)
+    accumulator.add(Terms({"a": torch.tensor(engine.rank + 1.0)}), no_flag)
     state = accumulator.state()
     continued = MetricAccumulator(engine)
     continued.load(state)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from infogan_dist.config.schema import CodeConfig
+from infogan_dist.config.codes import CodeConfig
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.runtime.pictures import confusion_matrix, save_images, save_picture
 

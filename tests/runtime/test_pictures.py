@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from infogan_dist.config.schema import CodeConfig
+from infogan_dist.config.codes import CodeConfig
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.runtime.pictures import (
     generate_images,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from infogan_dist.config.load import read_config
 from infogan_dist.config.schema import TrackingConfig
 from infogan_dist.errors import EXIT_STOPPED
 from infogan_dist.runtime import tracking
@@ -47,3 +48,19 @@ def test_a_stopped_run_is_marked_for_another_start(mirror: tracking.WandbMirror)
     tracking.mark_preempting(SimpleNamespace(trackers=[object(), mirror]))  # type: ignore[arg-type]
     mirror.finish()
     assert mirror.run.calls == ["preempting", EXIT_STOPPED]
+
+
+def test_a_run_that_leaves_after_an_error_of_one_process_has_its_status(
+    mirror: tracking.WandbMirror, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The trackers are then ended by a thread, which does not handle the exception itself."""
+    ends: list[Any] = []
+    monkeypatch.setattr(tracking, "end_trackers_by", ends.append)
+    accelerator: Any = SimpleNamespace(
+        is_main_process=True, trackers=[mirror], init_trackers=lambda *_, **__: None
+    )
+    config = read_config(["configs/quickstart.yaml", "tracking.trackers=[]"])
+    tracking.open_trackers(accelerator, config, tmp_path)
+    (end,) = ends
+    end(3)
+    assert mirror.run.calls == [3]

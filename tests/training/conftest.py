@@ -21,7 +21,7 @@ def fresh_accelerate() -> Iterator[None]:
 def create_step(tmp_path: Path) -> Callable[..., TrainStep]:
     """Return a function that creates a step from overrides of the small config."""
 
-    def create(*overrides: str) -> TrainStep:
-        return create_train_step(tmp_path, *overrides)
+    def create(*overrides: str, graphed: bool = False) -> TrainStep:
+        return create_train_step(tmp_path, *overrides, graphed=graphed)
 
     return create

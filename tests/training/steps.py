@@ -15,7 +15,6 @@ from infogan_dist.training.step import TrainStep
 from tests.conftest import TINY
 
 SHAPE = (1, 8, 8)
-BATCH = 32
 
 # Batch norm everywhere, since which batches enter its running statistics is part of the law.
 NORMED = (
@@ -26,20 +25,28 @@ NORMED = (
 )
 
 
-def create_train_step(folder: Path, *overrides: str) -> TrainStep:
-    """Return a step in fp64, with new networks from overrides of the small config."""
+def create_train_step(folder: Path, *overrides: str, graphed: bool = False) -> TrainStep:
+    """Return a step with new networks from overrides of the small config, in fp64 unless overridden.
+
+    Args:
+        folder: for the config file.
+        overrides: of the config.
+        graphed: prepare the optimizers for a CUDA graph, as `train.cuda_graph` does, which needs a GPU.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)
     path = folder / "step.yaml"
     path.write_text(TINY)
     config = read_config([str(path), "train.precision=fp64", *overrides])
     spec = LatentSpec(config.noise, config.codes)
     engine = Engine(config)
+    engine.graphed = graphed
     state = initial_state(config, engine, build_networks(config.networks, spec, SHAPE, config.seed))
     return TrainStep(config, spec, engine, state)
 
 
-def inputs(train_step: TrainStep, step: int, count: int = BATCH) -> tuple[Tensor, Latents]:
+def inputs(train_step: TrainStep, step: int) -> tuple[Tensor, Latents]:
     """Return the real images and the latents of a global batch."""
+    count = train_step.config.train.batch_size
     generator = torch.Generator().manual_seed(step)
     real = torch.rand((train_step.config.real_batch, *SHAPE), generator=generator) * 2 - 1
     dtype = train_step.engine.dtype

@@ -69,7 +69,7 @@ def test_a_code_is_dead_below_a_share_of_its_entropy_or_a_number_of_nats(
 
 def test_the_loader_has_the_settings_of_the_config(create_run: Callable[..., Run]):
     loader = create_run("data.cache_mib=3", "data.workers=2", "data.on_error=skip").loader
-    assert (loader.cache_bytes, loader.workers, loader.pin) == (3 * 1024 * 1024, 2, False)
+    assert (loader.cache_bytes, loader.workers, loader.device.type) == (3 * 1024 * 1024, 2, "cpu")
     assert loader.dataset.skip
 
 

@@ -72,7 +72,7 @@ def test_scaled_gradients_train_as_unscaled_ones_do(create_step):
     clip = ("optim.discriminator.clip=0.05", "optim.generator.clip=0.005")
     plain, scaled = create_step(*clip), create_step(*clip)
     enable_scalers(scaled, 8, 32)
-    norms = [s.run(*inputs(s, 0)).terms for s in (plain, scaled)]
+    norms = [s.run(*inputs(s, 0)).terms.by_name() for s in (plain, scaled)]
     for name in ("grad_norm/d", "grad_norm/g"):
         torch.testing.assert_close(norms[0][name], norms[1][name], rtol=1e-12, atol=0)
     for name, value in state_of(plain).items():
@@ -91,8 +91,8 @@ def test_an_overflow_suppresses_one_update_and_not_the_other(create_step, overfl
     assert changed(before, state_of(train_step)) == after["g" if overflowing == "d" else "d"]
     assert result.nonfinite.tolist() == [0, 0]
     for name in ("d", "g"):
-        assert float(result.terms[f"overflow/{name}"]) == (name == overflowing)
-        assert (float(result.terms[f"grad_norm/{name}"]) == 0) == (name == overflowing)
+        assert float(result.terms.by_name()[f"overflow/{name}"]) == (name == overflowing)
+        assert (float(result.terms.by_name()[f"grad_norm/{name}"]) == 0) == (name == overflowing)
     real, latents = inputs(train_step, 1)
     real[0] = torch.nan
     assert train_step.run(real, latents).nonfinite.tolist()[0] == 1  # a loss that is not finite is reported

@@ -38,7 +38,7 @@ def test_each_update_changes_its_own_networks_only(create_step, q_step: str, d_u
     start = state_of(train_step)
     train_step.update_discriminator(real, latents, None)
     middle = state_of(train_step)
-    train_step.update_generator(real, latents, None, None)
+    train_step.update_generator(real, latents, None, train_step.suppress)
     assert changed(start, middle) == d_moves
     assert changed(middle, state_of(train_step)) == g_moves
     assert with_gradients == {"d": d_moves, "g": g_moves}
@@ -89,7 +89,7 @@ def test_steps_equal_those_written_by_hand(create_step, options: tuple[str, ...]
     expected = by_hand.run(STEPS)
     terms: dict[str, Tensor] = {}
     for step in range(STEPS):
-        terms = train_step.run(*inputs(train_step, step)).terms
+        terms = train_step.run(*inputs(train_step, step)).terms.by_name()
     ours = state_of(train_step)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
@@ -122,7 +122,7 @@ def test_micro_batches_add_up_to_the_batch(create_step, loss: str, d_updates: st
             f"train.accumulation={accumulation}",
             "objective.r1=0.5",
         )
-        terms = [train_step.run(*inputs(train_step, step)).terms for step in range(3)]
+        terms = [train_step.run(*inputs(train_step, step)).terms.by_name() for step in range(3)]
         results.append((state_of(train_step), terms))
     (at_once, terms), (in_parts, part_terms) = results
     for name, value in at_once.items():
@@ -136,7 +136,7 @@ def test_micro_batches_add_up_to_the_batch(create_step, loss: str, d_updates: st
 def test_terms_are_named_and_consistent(create_step):
     train_step = create_step("objective.r1=2.0")
     result = train_step.run(*inputs(train_step, 0))
-    t = {k: float(v) for k, v in result.terms.items()}
+    t = {k: float(v) for k, v in result.terms.by_name().items()}
     assert t["d/adversarial"] == pytest.approx(t["d/real"] + t["d/fake"])
     assert t["d/loss"] == pytest.approx(t["d/real"] + t["d/fake"] + t["d/information"] + t["d/r1"])
     assert t["g/loss"] == pytest.approx(t["g/adversarial"] + t["g/information"])
@@ -212,7 +212,7 @@ def test_clipping_bounds_the_norm_of_all_gradients(create_step):
             return step(self, closure)
 
     clipped.state.d.optimizer.__class__ = Recording
-    reported = [float(s.run(*inputs(s, 0)).terms["grad_norm/d"]) for s in (free, clipped)]
+    reported = [float(s.run(*inputs(s, 0)).terms.by_name()["grad_norm/d"]) for s in (free, clipped)]
     assert reported[0] == pytest.approx(reported[1])  # the norm before clipping is logged
     assert reported[0] > 1e-2
     assert norms == [pytest.approx(1e-3, rel=1e-2)]
@@ -220,7 +220,7 @@ def test_clipping_bounds_the_norm_of_all_gradients(create_step):
 
 def test_r1_adds_its_penalty_to_the_discriminator_s_loss_only(create_step):
     plain, penalised = create_step(), create_step("objective.r1=10")
-    a, b = (s.run(*inputs(s, 0)).terms for s in (plain, penalised))
+    a, b = (s.run(*inputs(s, 0)).terms.by_name() for s in (plain, penalised))
     assert float(b["d/loss"] - a["d/loss"]) == pytest.approx(float(b["d/r1"]), rel=1e-6)
     assert float(b["d/r1"]) > 0
     assert "d/r1" not in a
@@ -238,7 +238,7 @@ def test_a_step_does_not_change_its_inputs(create_step):
 
 def test_mixed_precision_computes_losses_in_fp32(create_step):
     full, mixed = create_step("train.precision=fp32"), create_step("train.precision=bf16")
-    a, b = (s.run(*inputs(s, 0)).terms for s in (full, mixed))
+    a, b = (s.run(*inputs(s, 0)).terms.by_name() for s in (full, mixed))
     for name in ("d/loss", "g/loss", "d/logit_real"):
         assert b[name].dtype == torch.float32
         # bf16 has 8 significant bits: about 1e-2 of each term. A difference of 0 would mean that it was not
@@ -274,13 +274,15 @@ def test_a_paired_loss_compares_real_image_i_with_generated_image_i(create_step,
     with torch.no_grad():
         difference = d(g(latents.vector))[1] - d(real)[1]
     result = train_step.run(real, latents)
-    torch.testing.assert_close(result.terms["d/paired"], F.softplus(difference).mean(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        result.terms.by_name()["d/paired"], F.softplus(difference).mean(), rtol=1e-9, atol=0
+    )
     with torch.no_grad():  # G's update follows D's
         difference = (
             train_step.state.discriminator(g(latents.vector))[1] - train_step.state.discriminator(real)[1]
         )
     torch.testing.assert_close(
-        result.terms["g/adversarial"], F.softplus(-difference).mean(), rtol=1e-9, atol=0
+        result.terms.by_name()["g/adversarial"], F.softplus(-difference).mean(), rtol=1e-9, atol=0
     )
 
 
@@ -307,7 +309,7 @@ OPTIONS = [
 def test_metrics_that_other_code_reads_are_emitted_under_every_option(create_step, options: tuple[str, ...]):
     """The progress bar, the failure monitor, the summary and the sweeps read them by name."""
     train_step = create_step(*options)
-    terms = train_step.run(*inputs(train_step, 0)).terms
+    terms = train_step.run(*inputs(train_step, 0)).terms.by_name()
     names = {"d/loss", "d/adversarial", "g/loss", "grad_norm/d", "grad_norm/g"}
     names |= {f"{kind}/{code}" for kind in ("bound", "gain") for code in train_step.spec.codes}
     assert names <= terms.keys()
@@ -316,6 +318,6 @@ def test_metrics_that_other_code_reads_are_emitted_under_every_option(create_ste
 @pytest.mark.usefixtures("paired_loss")
 def test_metrics_that_other_code_reads_are_emitted_under_a_paired_loss(create_step):
     train_step = create_step("objective.loss=hinge")
-    terms = train_step.run(*inputs(train_step, 0)).terms
+    terms = train_step.run(*inputs(train_step, 0)).terms.by_name()
     assert {"d/loss", "d/adversarial", "g/loss", "bound/digit", "gain/digit"} <= terms.keys()
     torch.testing.assert_close(terms["d/adversarial"], terms["d/paired"])

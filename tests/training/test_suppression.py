@@ -56,7 +56,7 @@ def test_under_fp16_an_overflow_of_the_discriminator_does_not_hold_back_the_gene
     before = state_of(train_step)
     real, latents = inputs(train_step, 0)
     real[3, 0, 0, 0] = torch.inf
-    terms = train_step.run(real, latents).terms
+    terms = train_step.run(real, latents).terms.by_name()
     assert (float(terms["overflow/d"]), float(terms["overflow/g"])) == (1, 0)
     after = state_of(train_step)
     assert changed(before, after) == {"generator", "generator_ema"}

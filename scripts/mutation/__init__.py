@@ -1,0 +1,1 @@
+"""The changes that `mutation_run.py` plants."""
