@@ -110,8 +110,9 @@ class Engine:
         )
         for message in HARMLESS_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        buffers = flatten_buffers(module)
         wrapped = self.accelerator.prepare_model(module)
+        # Only now: wrapping gives the buffers storages of their own.
+        buffers = flatten_buffers(wrapped)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.fp16)
         return TrainablePart(wrapped, buffers, optimizer, scaler, adam.clip)
 

@@ -76,7 +76,9 @@ def test_a_window_of_other_metrics_is_dropped_with_a_warning(caplog: pytest.LogC
     state = world.accumulators[0].state()
     (accumulator,) = World(1).accumulators
     accumulator.load(state)
-    accumulator.add(Terms({"a": torch.tensor(7.0), "new": torch.tensor(5.0)}), Terms({"void": torch.tensor(0.0)}))
+    accumulator.add(
+        Terms({"a": torch.tensor(7.0), "new": torch.tensor(5.0)}), Terms({"void": torch.tensor(0.0)})
+    )
     assert "covers fewer steps" in caplog.text
     accumulator.engine = SimpleNamespace(world=1, sum=lambda values: values)  # type: ignore[assignment]
     assert accumulator.window() == {"a": 7.0, "new": 5.0, "void": 0.0}
@@ -86,7 +88,9 @@ def test_the_mean_over_no_step_is_not_a_number():
     world = World(1)
     (accumulator,) = world.accumulators
     for value in (3.0, math.inf):
-        accumulator.add(Terms({"a": torch.tensor(value)}), Terms({"void": torch.tensor(1.0), "other": torch.tensor(0.0)}))
+        accumulator.add(
+            Terms({"a": torch.tensor(value)}), Terms({"void": torch.tensor(1.0), "other": torch.tensor(0.0)})
+        )
     window = accumulator.window()
     assert math.isnan(window.pop("a"))
     assert window == {"void": 2.0, "other": 0.0}
@@ -104,7 +108,7 @@ def accumulate_on_ranks() -> tuple[dict[str, float], dict[str, Any], dict[str, f
     state = accumulator.state()
     continued = MetricAccumulator(engine)
     continued.load(state)
-    continued.add({"a": torch.tensor(6.0)}, {"void": torch.tensor(1.0)})  # left out of the mean
+    continued.add(Terms({"a": torch.tensor(6.0)}, {"void": torch.tensor(1.0)})  # left out of the mean
     return window, state, continued.window()
 
 
