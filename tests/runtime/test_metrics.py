@@ -108,7 +108,8 @@ def accumulate_on_ranks() -> tuple[dict[str, float], dict[str, Any], dict[str, f
     state = accumulator.state()
     continued = MetricAccumulator(engine)
     continued.load(state)
-    continued.add(Terms({"a": torch.tensor(6.0)}, {"void": torch.tensor(1.0)})  # left out of the mean
+    # Left out of the mean.
+    continued.add(Terms({"a": torch.tensor(6.0)}), Terms({"void": torch.tensor(1.0)}))
     return window, state, continued.window()
 
 

@@ -74,5 +74,5 @@ def test_batch_norm_of_one_image_is_refused_in_one_line(create_step, q_step: str
     with pytest.raises(ConfigError, match=r"train\.batch_size: 2 leaves one image"):
         create_step(dense, *small, "train.batch_size=2", "objective.d_updates=split")
     train_step = create_step(dense, *small, "train.batch_size=4", "train.accumulation=2")
-    real, latents = inputs(train_step, 0, 4)
+    real, latents = inputs(train_step, 0)
     assert train_step.run(real, latents).nonfinite.tolist() == [0, 0]
