@@ -47,7 +47,8 @@ def count_communication(preset: str) -> Counts:
             buckets of gradients, and the number of reductions in a step.
         `buffer_bytes`: bytes of the batch-norm statistics, which are averaged on the CPU.
         `norm_gathered`, `norm_reduced`, `norm_exchanges`: numbers that `nn.SyncBatchNorm` would gather
-            (2 C + 1 in each forward of C channels) and reduce (2 C in each backward), and the number of these exchanges.
+            (2 C + 1 in each forward of C channels) and reduce (2 C in each backward), and the number of these
+            exchanges.
         `flops_per_image`: floating-point operations of the step divided by the batch size.
     """
     config = read_config([preset, f"train.batch_size={PRESET_BATCH}", "train.precision=fp32"])
