@@ -83,6 +83,8 @@ class FailureWatch:
         status = exit_status(error)
         try:
             self._ending.acquire()
+            if is_raised_by_all(error) and self._rank > 0:
+                time.sleep(POLL_S)  # so that the first process, whose messages users read, prints it
             rank, status = self._publish(status)
             if rank == self._rank:
                 report_error(error)
