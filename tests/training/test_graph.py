@@ -71,7 +71,10 @@ def run_steps(train_step: TrainStep, run: Callable, count: int) -> list[list[flo
     [
         NORMED,
         (*NORMED, "objective.d_updates=split", "objective.r1=1", "objective.q_step=generator"),
-        (*NORMED, "train.accumulation=4", "optim.discriminator.clip=0.1", "train.precision=fp32"),
+        pytest.param(
+            (*NORMED, "train.accumulation=4", "optim.discriminator.clip=0.1", "train.precision=fp32"),
+            marks=pytest.mark.rig,
+        ),
     ],
     ids=["defaults", "split", "accumulation"],
 )

@@ -84,7 +84,7 @@ def test_a_step_takes_the_images_and_the_latents_of_its_global_batch(
         taken.append((real, latents))
         return do_step(real, latents)
 
-    monkeypatch.setattr(run.train_step, "run", recorded)
+    monkeypatch.setattr(run, "run_step", recorded)
     batches = run.loader.batches(0)
     for step in range(2):
         batch = next(batches)
