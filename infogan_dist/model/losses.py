@@ -113,7 +113,8 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
 
     Args:
         logits: D's logits [N] of the images, with their graph.
-        images: [N, C, H, W], requiring gradients. No image's logit may depend on another image.
+        images: [N, C, H, W], requiring gradients. With batch norm in D, where a logit depends on other
+            images as well, the penalty is that of the gradient of the sum of all logits.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()

@@ -51,17 +51,14 @@ class GraphedStep:
 
     def __init__(self, train_step: TrainStep, graph: Graph):
         self._train_step, self._graph = train_step, graph
-        self._inputs: tuple[Tensor, Latents] | None = None
-        self._result: StepResult | None = None
+        self._recording: tuple[Tensor, Latents, StepResult] | None = None
 
     def run(self, real: Tensor, latents: Latents) -> StepResult:
         """Do one step; arguments and result as of `TrainStep.run`. The next step overwrites the result."""
         step = self._train_step
-        if self._inputs is None or self._result is None:
-            self._inputs = real.clone(), latents.map(torch.clone)
-            self._warm_up(*self._inputs)
-            self._result = self._graph.record(lambda: step.compute(*self._inputs))  # type: ignore[misc]
-        own_real, own_latents = self._inputs
+        if self._recording is None:
+            self._recording = self._record(real.clone(), latents.map(torch.clone))
+        own_real, own_latents, result = self._recording
         own_real.copy_(real)
         own_latents.vector.copy_(latents.vector)
         for name, values in own_latents.codes.items():
@@ -69,7 +66,12 @@ class GraphedStep:
         step.average.set_weight(step.state.step)
         self._graph.replay()
         step.state.step += 1
-        return self._result
+        return result
+
+    def _record(self, real: Tensor, latents: Latents) -> tuple[Tensor, Latents, StepResult]:
+        """Record a step on the given tensors; return them and the tensors of the result."""
+        self._warm_up(real, latents)
+        return real, latents, self._graph.record(lambda: self._train_step.compute(real, latents))
 
     def _warm_up(self, real: Tensor, latents: Latents) -> None:
         """Do a step that changes nothing, so that libraries and optimizers allocate what they keep.

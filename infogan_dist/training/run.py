@@ -168,7 +168,7 @@ class Run:
             float32 [2]: whether D's and whether G's loss or gradient was not finite.
         """
         config, engine = self.config, self.engine
-        real = to_float(batch.images.to(engine.device, non_blocking=True), engine.dtype)
+        real = to_float(batch.images, engine.dtype)
         first, count = self.share.first_latent(self.state.step), self.share.latents
         latents = self.spec.sample(config.seed, "latents", first, count, engine.dtype).to(engine.device)
         result = self.run_step(real, latents)

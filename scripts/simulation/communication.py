@@ -45,7 +45,7 @@ def count_communication(preset: str) -> Counts:
     Returns:
         `parameters`, `buckets`, `reductions`: by part (`d`, `g`) the number of parameters, the bytes of the
             buckets of gradients, and the number of reductions in a step.
-        `buffer_bytes`: bytes of the batch-norm statistics, which are averaged on the CPU.
+        `buffer_bytes`: bytes of the running statistics of batch norm.
         `norm_gathered`, `norm_reduced`, `norm_exchanges`: numbers that `nn.SyncBatchNorm` would gather
             (2 C + 1 in each forward of C channels) and reduce (2 C in each backward), and the number of these
             exchanges.
