@@ -9,6 +9,7 @@ from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is started by its path
 import gpu_check
+from gpu import bench
 
 
 def row(norm: float = 1.0, **overflow: float) -> dict[str, float]:
@@ -31,7 +32,7 @@ def test_runs_without_a_comparable_step_fail():
         gpu_check.largest_difference([row(), row()], [row(d=1.0, g=0.0), row(d=0.0, g=1.0)])
 
 
-@pytest.mark.parametrize("name", gpu_check.COMPARED)
+@pytest.mark.parametrize("name", bench.COMPARED)
 def test_the_largest_difference_is_that_of_any_metric_in_any_step(name: str):
     other = [row(), row() | {name: row()[name] * 1.5}]
     assert gpu_check.largest_difference([row(), row()], other) == pytest.approx(0.5)
@@ -69,6 +70,5 @@ def test_an_fp16_run_continues_until_a_step_is_comparable(monkeypatch: pytest.Mo
         return [row(1.001, d=float(i < 5), g=0.0) if fp16 else row() for i in range(steps)]
 
     monkeypatch.setattr(gpu_check, "read_metrics", read_metrics)
-    monkeypatch.setattr(gpu_check, "speed", lambda run: "fast")
     assert "differ by 1.0e-03" in gpu_check.check_reduced_precision(Bench(), "fp16")  # type: ignore[arg-type]
     assert [words[0] for words in trained] == ["train.steps=3", "train.steps=6", "train.steps=6"]
