@@ -160,42 +160,43 @@ def test_a_bucket_ends_with_the_parameter_that_fills_it():
     assert bucket_bytes(parameters) == [4 * (11 + 2**18), 4 * (7 + 2**24), 4 * (5 + 2**22 + 3)]
 
 
-def test_batch_norm_is_exchanged_once_for_each_forward_and_backward_of_the_preset_of_the_paper():
+def test_batch_norm_is_reduced_once_in_each_forward_and_backward_of_the_preset_of_the_paper():
     counts, config = counts_of("configs/mnist.yaml"), read_config(["configs/mnist.yaml"])
     networks = build_networks(
         config.networks, LatentSpec(config.noise, config.codes), communication.PRESET_SHAPE, 0
     )
     layers = [[len(b) for n, b in network.named_buffers() if n.endswith("mean")] for network in networks]
-    # G runs once. D runs on real images, on fakes, and on fakes in G's update; Q on fakes, on real images
-    # (code usage, without a gradient), and on fakes in G's update.
-    forwards, backwards = (1, 3, 3), (1, 3, 2)
-    gathered = sum(n * (2 * c + 1) for n, norms in zip(forwards, layers, strict=True) for c in norms)
-    reduced = sum(n * 2 * c for n, norms in zip(backwards, layers, strict=True) for c in norms)
-    assert (counts["norm_gathered"], counts["norm_reduced"]) == (gathered, reduced)
-    assert counts["buffer_bytes"] == sum(2 * 4 * c for norms in layers for c in norms)
-    times = [f + b for f, b in zip(forwards, backwards, strict=True)]
+    # G runs forward and backward. So does D on real images, on fakes, and on fakes in G's update, and Q on
+    # fakes in both updates; on real images it runs forward only, for the code usage.
+    times = (1 + 1, 3 + 3, 3 + 2)
     assert counts["norm_exchanges"] == sum(n * len(norms) for n, norms in zip(times, layers, strict=True))
+    # A mean and a mean square of each channel, in fp64.
+    norm_bytes = [sum(2 * 8 * channels for channels in norms) for norms in layers]
+    assert counts["norm_bytes"] == sum(n * size for n, size in zip(times, norm_bytes, strict=True))
+    # The gradient of D with respect to the real images is a backward, and is itself differentiated.
+    assert counts["r1_norm_exchanges"] == 2 * len(layers[1])
+    assert counts["r1_norm_bytes"] == 2 * norm_bytes[1]
 
 
 def test_a_ring_of_two_sends_the_gradients_once_and_a_long_one_twice():
     counts = {
         "buckets": {"d": [3_000_000, 1_000_000], "g": [2_000_000]},
         "reductions": {"d": 2, "g": 1},
-        "norm_gathered": 1000,
-        "norm_reduced": 500,
         "norm_exchanges": 10,
+        "norm_bytes": 6000,
         "flops_per_image": 1e9,
     }
     speeds = Speeds(bandwidth=1.0, latency=20.0, tflops=0.1)
     two = exchange_times(counts, 2, speeds)
     times = [two[name] for name in ("d_gradients", "g_gradients", "batch_norm", "latency")]
     # At 1 GB/s a megabyte takes a millisecond; 5 buckets and 10 exchanges have a latency.
-    assert times == pytest.approx([8, 2, 4e-6 * 1500, 0.3], rel=1e-9)
+    assert times == pytest.approx([8, 2, 6e-3, 0.3], rel=1e-9)
     assert two["equivalent_images"] == pytest.approx(sum(times) / 10, rel=1e-9)  # an image takes 10 ms
     long = exchange_times(counts, 1001, speeds)
-    assert long["d_gradients"] == pytest.approx(2 * 8, rel=2e-3)  # (n - 1) / n differs from 1 by a thousandth
-    # Each process contributes to what is gathered.
-    assert long["batch_norm"] == pytest.approx(4.0 + 4e-3, rel=1e-3)
+    names = ("d_gradients", "g_gradients", "batch_norm")
+    # (n - 1) / n differs from 1 by a thousandth.
+    assert [long[name] for name in names] == pytest.approx([2 * two[name] for name in names], rel=2e-3)
+    assert long["latency"] == two["latency"]
 
 
 def test_the_command_line_prints_and_writes_the_figures(

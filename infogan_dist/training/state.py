@@ -90,7 +90,9 @@ def initial_state(
     ema = copy.deepcopy(generator).requires_grad_(False)
     if config.train.compile:
         for network in (generator, discriminator, recognition):
-            network.compile()
+            # The compiler would convert convolutions to channels last, which failed on a GPU for images of
+            # one channel: it expected strides that the results did not have.
+            network.compile(options={"layout_optimization": False})
     q_with_d = config.objective.q_with_discriminator
     d_part = DiscriminatorPart(discriminator, recognition if q_with_d else None, config.objective.r1 > 0)
     g_part = GeneratorPart(generator, None if q_with_d else recognition)

@@ -1,17 +1,20 @@
 """The bytes that processes exchange in a training step, counted on real steps, and the time for them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from infogan_dist.config.load import read_config
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_networks
+from infogan_dist.runtime.batch_norm import convert_to_global
 from infogan_dist.runtime.distributed import Engine
 from infogan_dist.training.state import initial_state
 from infogan_dist.training.step import TrainStep
@@ -45,40 +48,58 @@ def count_communication(preset: str) -> Counts:
     Returns:
         `parameters`, `buckets`, `reductions`: by part (`d`, `g`) the number of parameters, the bytes of the
             buckets of gradients, and the number of reductions in a step.
-        `buffer_bytes`: bytes of the running statistics of batch norm.
-        `norm_gathered`, `norm_reduced`, `norm_exchanges`: numbers that `nn.SyncBatchNorm` would gather
-            (2 C + 1 in each forward of C channels) and reduce (2 C in each backward), and the number of these
-            exchanges.
+        `norm_exchanges`, `norm_bytes`: the number of all-reduces of batch norm, and their bytes in total.
+        `r1_norm_exchanges`, `r1_norm_bytes`: how many more there are with R1, and their bytes.
         `flops_per_image`: floating-point operations of the step divided by the batch size.
     """
-    config = read_config([preset, f"train.batch_size={PRESET_BATCH}", "train.precision=fp32"])
-    spec, engine = LatentSpec(config.noise, config.codes), Engine(config)
-    networks = build_networks(config.networks, spec, PRESET_SHAPE, config.seed)
-    state = initial_state(config, engine, networks)
-    norms: dict[str, list[int]] = {"norm_gathered": [], "norm_reduced": []}
-
-    def record(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        channels = norm.weight.numel()  # type: ignore[union-attr]
-        norms["norm_gathered"].append(2 * channels + 1)
-        if inputs[0].requires_grad:
-            norms["norm_reduced"].append(2 * channels)
-
-    for norm in (m for network in networks for m in network.modules() if isinstance(m, _BatchNorm)):
-        norm.register_forward_hook(record)
-    with FlopCounterMode(display=False) as counter:
-        latents = spec.sample(config.seed, "latents", 0, PRESET_BATCH)
-        TrainStep(config, spec, engine, state).run(torch.zeros(config.real_batch, *PRESET_SHAPE), latents)
-    buffers = (b for network in networks for b in network.buffers() if b.is_floating_point())
-    modules = {"d": state.d.module, "g": state.g.module}
+    step, step_with_r1 = create_step(preset), create_step(preset, "objective.r1=1")
+    with FlopCounterMode(display=False) as counter, recorded_all_reduces() as sizes:
+        run_step(step)
+    # The counter of operations does not support R1's gradient within the loss.
+    with recorded_all_reduces() as sizes_with_r1:
+        run_step(step_with_r1)
+    modules = {"d": step.state.d.module, "g": step.state.g.module}
     return {
         "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in modules.items()},
         "buckets": {n: bucket_bytes(m.parameters()) for n, m in modules.items()},
-        "reductions": {"d": 2 if config.objective.split_updates else 1, "g": 1},
-        "buffer_bytes": sum(b.numel() for b in buffers) * FLOAT,
-        **{name: sum(numbers) for name, numbers in norms.items()},
-        "norm_exchanges": sum(len(numbers) for numbers in norms.values()),
+        "reductions": {"d": 2 if step.objective.split_updates else 1, "g": 1},
+        "norm_exchanges": len(sizes),
+        "norm_bytes": sum(sizes),
+        "r1_norm_exchanges": len(sizes_with_r1) - len(sizes),
+        "r1_norm_bytes": sum(sizes_with_r1) - sum(sizes),
         "flops_per_image": counter.get_total_flops() / PRESET_BATCH,
     }
+
+
+def create_step(preset: str, *overrides: str) -> TrainStep:
+    """Return the step of a preset whose batch norm is that of several processes."""
+    config = read_config([preset, f"train.batch_size={PRESET_BATCH}", "train.precision=fp32", *overrides])
+    spec, engine = LatentSpec(config.noise, config.codes), Engine(config)
+    networks = build_networks(config.networks, spec, PRESET_SHAPE, config.seed)
+    for network in networks:
+        convert_to_global(network)  # The engine of a single process does not.
+    return TrainStep(config, spec, engine, initial_state(config, engine, networks))
+
+
+def run_step(step: TrainStep) -> None:
+    """Do a step on images of zeros."""
+    images = torch.zeros(step.config.real_batch, *PRESET_SHAPE)
+    step.run(images, step.spec.sample(step.config.seed, "latents", 0, PRESET_BATCH))
+
+
+@contextmanager
+def recorded_all_reduces() -> Iterator[list[int]]:
+    """Within the block, record the bytes of each all-reduce, as in a group of one process.
+
+    The sum over one process is the tensor itself, so that nothing has to be sent and no group is needed.
+    """
+    sizes: list[int] = []
+
+    def all_reduce(values: Tensor) -> None:
+        sizes.append(values.nbytes)
+
+    with patch.multiple(dist, all_reduce=all_reduce, get_world_size=lambda: 1):
+        yield sizes
 
 
 def bucket_bytes(parameters: Iterable[nn.Parameter]) -> list[int]:
@@ -94,8 +115,7 @@ def bucket_bytes(parameters: Iterable[nn.Parameter]) -> list[int]:
 def exchange_times(counts: Counts, world: int, speeds: Speeds) -> dict[str, float]:
     """Compute how long the exchanges of a step take in a ring of n processes.
 
-    Each process sends 2 (n - 1) / n times the bytes of a reduction, and n - 1 times the bytes that one
-    process contributes to a gathering.
+    Each process sends 2 (n - 1) / n times the bytes of an exchange, all of which are sums.
 
     Args:
         counts: of `count_communication`.
@@ -112,8 +132,7 @@ def exchange_times(counts: Counts, world: int, speeds: Speeds) -> dict[str, floa
         f"{part}_gradients": reductions[part] * sum(sizes) * ring / speeds.bandwidth / 1e6
         for part, sizes in buckets.items()
     }
-    norm_bytes = FLOAT * (counts["norm_gathered"] * (world - 1) + counts["norm_reduced"] * ring)
-    times["batch_norm"] = norm_bytes / speeds.bandwidth / 1e6
+    times["batch_norm"] = counts["norm_bytes"] * ring / speeds.bandwidth / 1e6
     exchanges = sum(reductions[part] * len(sizes) for part, sizes in buckets.items())
     times["latency"] = (exchanges + counts["norm_exchanges"]) * speeds.latency / 1e3
     equivalent_images = sum(times.values()) * speeds.tflops * 1e9 / counts["flops_per_image"]

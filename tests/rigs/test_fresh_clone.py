@@ -124,7 +124,7 @@ def test_the_commands_of_the_readme_run_in_order(quickstart: tuple[Path, str]):
     assert len(commands) >= 14
     activate = ". .venv/bin/activate && "
     for line in commands:
-        no_gpu = line.endswith("gpu_check.py") and not Path("/dev/nvidia0").exists()
+        no_gpu = line.endswith(("gpu_check.py", "gpu_benchmark.py")) and not Path("/dev/nvidia0").exists()
         shell(activate + shorten(line, mnist), clone, status=2 if no_gpu else 0)
     for name in (
         "slant.png",
