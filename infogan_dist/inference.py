@@ -21,7 +21,15 @@ from infogan_dist.config.load import CONFIG_FILE, load_config
 from infogan_dist.config.schema import Config
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.latents import Latents, LatentSpec
-from infogan_dist.model.networks import Discriminator, Generator, RecognitionNetwork, build_networks
+from infogan_dist.model.networks import (
+    ClusteredCode,
+    Discriminator,
+    Generator,
+    RecognitionNetwork,
+    build_classifier,
+    build_networks,
+    posterior_params,
+)
 from infogan_dist.runtime import checkpoint
 from infogan_dist.runtime.pictures import generate_images, picture_latents
 
@@ -36,6 +44,7 @@ class TrainedModel:
         spec: the latent codes.
         generator: the averaged generator.
         discriminator, recognition: D, whose trunk Q shares, and Q.
+        clustered: the code that a classifier infers instead of Q; None without one.
     """
 
     step: int
@@ -44,6 +53,7 @@ class TrainedModel:
     generator: Generator
     discriminator: Discriminator
     recognition: RecognitionNetwork
+    clustered: ClusteredCode | None = None
 
     def sample(self, count: int, seed: int = 0, codes: Mapping[str, str] | None = None) -> Latents:
         """Return draws from the prior.
@@ -93,8 +103,8 @@ class TrainedModel:
     @torch.no_grad()
     def encode(self, images: Tensor) -> dict[str, Distribution]:
         """Return Q(c|x) by code, batch shape [N, V], of images [N, C, H, W] in [-1, 1]."""
-        features, _ = self.discriminator(images)
-        return self.spec.posteriors(self.recognition(features))
+        params = posterior_params(images, self.spec, self.discriminator, self.recognition, self.clustered)
+        return self.spec.posteriors(params)
 
 
 def load_model(path: str | PathLike, step: int | None = None) -> TrainedModel:
@@ -111,8 +121,15 @@ def load_model(path: str | PathLike, step: int | None = None) -> TrainedModel:
     config = load_config(saved.path / CONFIG_FILE)
     spec = LatentSpec(config.noise, config.codes)
     channels, height, width = saved.metadata["image_shape"]
-    networks = build_networks(config.networks, spec, (channels, height, width), config.seed)
-    for name, network in zip(("generator_ema", "discriminator", "recognition"), networks, strict=True):
+    shape, categories = (channels, height, width), spec.clustered_categories(config.clustering)
+    generator, discriminator, recognition = build_networks(
+        config.networks, spec, shape, config.seed, categories
+    )
+    classifier = build_classifier(config.networks, categories, shape, config.seed)
+    networks = {"generator_ema": generator, "discriminator": discriminator, "recognition": recognition}
+    networks |= {"classifier_ema": classifier} if classifier else {}
+    for name, network in networks.items():
         checkpoint.load_network(saved, name, network)
         network.eval().requires_grad_(False)
-    return TrainedModel(saved.step, config, spec, *networks)
+    clustered = ClusteredCode(config.clustering.code, classifier) if classifier else None
+    return TrainedModel(saved.step, config, spec, generator, discriminator, recognition, clustered)

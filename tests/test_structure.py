@@ -26,7 +26,10 @@ PACKAGES = {
 }
 # Within a package, a module imports only from modules further down.
 MODULES = {
-    "training": ("loop", "run", "monitor", "graph", "step", "average", "state", "schedule"),
+    "training": (
+        "loop", "run", "monitor", "clustering", "graph", "step", "objective", "average", "state",
+        "schedule",
+    ),
     "preflight": ("examine", "run", "data", "disk", "machine", "communication", "config", "finding"),
     "scores": (
         "seed_runs", "command_runner", "compare", "card", "page", "evaluation", "requirements",
@@ -39,12 +42,12 @@ MODULES = {
         "run_folder", "tracking", "run_logs", "checkpoint", "pictures", "metrics", "distributed", "failure",
         "device", "batch_norm",
     ),
-    "model": ("losses", "networks", "latents", "codes"),
+    "model": ("clustering", "views", "losses", "networks", "layers", "latents", "codes"),
     "data": (
-        "write", "sources", "finite", "resident", "loader", "order", "shards", "images", "fetch",
-        "filesystems", "transport", "hub", "s3", "cache", "urls",
+        "write", "sources", "neighbours", "finite", "resident", "loader", "order", "shards", "images",
+        "fetch", "filesystems", "transport", "hub", "s3", "cache", "urls",
     ),
-    "config": ("load", "help", "validate", "batch_share", "schema", "codes", "fields"),
+    "config": ("load", "help", "validate", "batch_share", "schema", "clustering", "codes", "fields"),
 }  # fmt: skip
 COMMANDS = ("doctor", "evaluate", "generate", "make_shards", "scorecard", "train")  # import no other command
 LIBRARIES = {

@@ -73,13 +73,13 @@ def resume_conflicts(old: Config, new: Config) -> list[str]:
     """Return what differs in keys that a resumed run may not change, as `key: old -> new`.
 
     It may change everything but what the weights after a step depend on. Runs of version 0.1 did not record a
-    precision that the launcher chose, so theirs is not compared. A setting under which the weights
-    depend on the run's length as well, such as a learning rate schedule, would fix the length here.
+    precision that the launcher chose, so theirs is not compared. Where the learning rates depend on the run's
+    length, the length may not change either.
     """
     before, after = flatten(old), flatten(new)
     if before["train.precision"] is None:
         before["train.precision"] = after["train.precision"]
-    return differences(before, after, {Effect.TRAINING})
+    return differences(before, after, {Effect.TRAINING} | ({Effect.LENGTH} if new.optim.decay else set()))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], effects: set[Effect]) -> list[str]:

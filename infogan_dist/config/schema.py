@@ -8,11 +8,18 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from infogan_dist.config.clustering import ClusteringConfig
 from infogan_dist.config.codes import CodeConfig
 from infogan_dist.config.fields import Effect, field
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
-LOSSES = ("nonsaturating", "hinge", "least_squares")  # `model.losses.LOSSES` has an entry for each
+LOSSES = (
+    "nonsaturating",
+    "hinge",
+    "least_squares",
+    "relativistic",
+)  # `model.losses.LOSSES` has an entry for each
+EQUIVARIANCES = ("shear", "dilation")
 # `scores.evaluation.SCORES` has a function for each.
 SCORES = ("recovery", "information", "control", "fidelity", "conditional", "disentanglement")
 
@@ -27,7 +34,7 @@ class LayerConfig:
         False, "dense: `out` channels on the grid from which the later strides reach the image's size"
     )
     then: list[str] = field(
-        [], "layers that follow, in this order", choices=("batchnorm", "relu", "lrelu", "tanh")
+        [], "layers that follow, in this order", choices=("batchnorm", "relu", "lrelu", "tanh", "maxpool")
     )
 
 
@@ -40,9 +47,15 @@ class NetworksConfig:
     recognition: list[LayerConfig] = field(
         [], "Q, on the trunk's features; its output layer follows from the codes"
     )
+    classifier: list[LayerConfig] = field(
+        [], "the network that clustering trains; its output, one number per category, is added"
+    )
     slope: float = field(0.1, "slope of lrelu below 0 (paper, appendix C)", minimum=0)
-    init_std: float = field(
-        0.02, "standard deviation of the initial weights, N(0, std); biases start at 0", above=0
+    init_std: float | None = field(
+        0.02,
+        "standard deviation of the initial weights, N(0, std); biases start at 0; null: torch's uniform "
+        "weights, whose size depends on the layer",
+        above=0,
     )
 
 
@@ -60,6 +73,16 @@ class ObjectiveConfig:
         choices=("joint", "split"),
     )
     r1: float = field(0.0, "gamma of gamma/2 |grad D(x)|^2 on real images; 0: none", minimum=0)
+    r2: float = field(0.0, "the same on generated images; 0: none", minimum=0)
+    penalty_every: int = field(
+        1, "steps between those with r1 and r2, which then weigh as many times more, to save time", minimum=1
+    )
+    equivariance: dict[str, str] = field(
+        {},
+        "continuous variables and what changes them, such as {style.0: shear, style.1: dilation}: the code "
+        "that Q infers must move with the image",
+    )
+    equivariance_range: float = field(0.5, "largest such change, in units of the code", above=0)
 
     @property
     def q_with_discriminator(self) -> bool:
@@ -90,6 +113,7 @@ class GeneratorAdamConfig(AdamConfig):
 class OptimConfig:
     discriminator: AdamConfig = field(AdamConfig, "Adam of D (and of Q under q_step=discriminator)")
     generator: GeneratorAdamConfig = field(GeneratorAdamConfig, "Adam of G (and of Q under q_step=generator)")
+    decay: float = field(0.0, "last part of the run in which both rates fall to 2%; 0: none", minimum=0)
 
 
 @dataclass
@@ -147,10 +171,16 @@ class DataConfig:
 @dataclass
 class TrainConfig:
     steps: int | None = field(
-        None, "length in steps of D and G each; set this or epochs", minimum=0, effect=Effect.LENGTH
+        None,
+        "length in steps of D and G each, after clustering.steps, which count too; set this or epochs",
+        minimum=0,
+        effect=Effect.LENGTH,
     )
     epochs: float | None = field(
-        None, "length in epochs over the data; set this or steps", above=0, effect=Effect.LENGTH
+        None,
+        "length in epochs over the data, after clustering.steps; set this or steps",
+        above=0,
+        effect=Effect.LENGTH,
     )
     batch_size: int = field(128, "global batch: fake images of a step, over all processes", minimum=1)
     accumulation: int = field(1, "micro-batches whose gradients a step adds up, to save memory", minimum=1)
@@ -249,6 +279,9 @@ class Config:
     networks: NetworksConfig = field(NetworksConfig, "layer tables")
     objective: ObjectiveConfig = field(ObjectiveConfig, "what is minimised")
     optim: OptimConfig = field(OptimConfig, "Adam")
+    clustering: ClusteringConfig = field(
+        ClusteringConfig, "a first stage, which finds the categories of a code in the real images"
+    )
     data: DataConfig = field(DataConfig, "where images come from")
     train: TrainConfig = field(TrainConfig, "the loop")
     checkpoint: CheckpointConfig = field(CheckpointConfig, "what is saved", effect=Effect.NONE)
@@ -264,4 +297,4 @@ class Config:
         """Return the number of steps of the whole run on a set of `samples` images."""
         if self.train.steps is not None:
             return self.train.steps
-        return math.ceil((self.train.epochs or 0) * samples / self.real_batch)
+        return self.clustering.steps + math.ceil((self.train.epochs or 0) * samples / self.real_batch)

@@ -5,8 +5,8 @@ import math
 from typing import Any
 
 from infogan_dist.config.batch_share import check_batch
-from infogan_dist.config.codes import CodeConfig
-from infogan_dist.config.schema import Config
+from infogan_dist.config.codes import CategoricalConfig, CodeConfig, ContinuousConfig
+from infogan_dist.config.schema import EQUIVARIANCES, Config
 from infogan_dist.errors import ConfigError
 
 
@@ -33,7 +33,57 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"train.ema_decay: {config.train.ema_decay} must be below 1; 0 takes the last weights"
         )
+    _check_clustering(config)
+    _check_equivariance(config)
+    if config.train.cuda_graph and config.objective.penalty_every > 1:
+        raise ConfigError(
+            "train.cuda_graph: a recorded step cannot leave out the penalties of objective.penalty_every="
+            f"{config.objective.penalty_every}; set one of them to false or 1"
+        )
     check_batch(config, world=config.train.processes or 1)
+
+
+def _check_clustering(config: Config) -> None:
+    clustering = config.clustering
+    if clustering.steps == 0:
+        return
+    code = config.codes.get(clustering.code)
+    if not isinstance(code, CategoricalConfig) or code.count != 1:
+        raise ConfigError(f"clustering.code: {clustering.code} is no categorical code with one variable")
+    if not config.networks.classifier:
+        raise ConfigError(
+            "networks.classifier: no layers; copy those of configs/mnist_best.yaml, or set clustering.steps=0"
+        )
+    if config.objective.split_updates:
+        raise ConfigError("objective.d_updates: split has no categories; use joint, or clustering.steps=0")
+    if config.train.steps is not None and config.train.steps < clustering.steps:
+        raise ConfigError(
+            f"train.steps: {config.train.steps} includes the {clustering.steps} of clustering.steps; set more"
+        )
+    if clustering.ema_decay >= 1:
+        raise ConfigError(f"clustering.ema_decay: {clustering.ema_decay} must be below 1")
+
+
+def _check_equivariance(config: Config) -> None:
+    kinds = config.objective.equivariance
+    if not kinds:
+        return
+    if not config.objective.q_with_discriminator or config.objective.split_updates:
+        raise ConfigError(
+            "objective.equivariance: needs q_step=discriminator and d_updates=joint; remove it, or set these"
+        )
+    for variable, kind in kinds.items():
+        name, _, index = variable.partition(".")
+        code = config.codes.get(name)
+        number = int(index) if index.isdecimal() else 0
+        if not isinstance(code, ContinuousConfig) or number >= code.size:
+            raise ConfigError(f"objective.equivariance.{variable}: no variable of a continuous code")
+        if kind not in EQUIVARIANCES:
+            raise ConfigError(
+                f"objective.equivariance.{variable}: {kind!r} is refused; use {', '.join(EQUIVARIANCES)}"
+            )
+    if len(set(kinds.values())) < len(kinds):
+        raise ConfigError("objective.equivariance: two variables change the same; name each kind once")
 
 
 def _check_code(name: str, code: CodeConfig) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from infogan_dist.config.clustering import ClusteringConfig
 from infogan_dist.config.codes import CodeConfig
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.codes import CODES, Code
@@ -20,17 +21,23 @@ class Latents:
     Attributes:
         vector: noise and encoded codes (z, c), [N, LatentSpec.width].
         codes: each code's values [N, V] by name, for the lower bound.
+        distortion: uniforms float64 [N, D] for the random changes of the generated images that the objective
+            compares, if it does.
     """
 
     vector: Tensor
     codes: dict[str, Tensor]
+    distortion: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> "Latents":
         return self.map(lambda tensor: tensor[rows])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Latents":
         """Return the latents with a function, such as a selection of rows, applied to each tensor."""
-        return Latents(function(self.vector), {name: function(c) for name, c in self.codes.items()})
+        distortion = None if self.distortion is None else function(self.distortion)
+        return Latents(
+            function(self.vector), {name: function(c) for name, c in self.codes.items()}, distortion
+        )
 
     def to(self, device: torch.device) -> "Latents":
         """Return a copy on the device; the host does not wait for the copy."""
@@ -89,6 +96,16 @@ class LatentSpec:
         full = params if params.dtype == torch.float64 else params.float()
         parts = full.split([c.num_posterior_params for c in self.codes.values()], dim=1)
         return {n: c.posterior(p) for (n, c), p in zip(self.codes.items(), parts, strict=True)}
+
+    def replace_params(self, params: Tensor, name: str, values: Tensor) -> Tensor:
+        """Return the posteriors' parameters [N, num_posterior_params] with other ones of one code."""
+        counts = [c.num_posterior_params for c in self.codes.values()]
+        parts = dict(zip(self.codes, params.split(counts, dim=1), strict=True))
+        return torch.cat([values.to(params.dtype) if n == name else part for n, part in parts.items()], dim=1)
+
+    def clustered_categories(self, clustering: ClusteringConfig) -> int:
+        """Return the number of categories that a first stage finds in the images; 0 without one."""
+        return self.codes[clustering.code].categories or 0 if clustering.steps else 0
 
     def variables(self) -> list[str]:
         """Return the names of all variables, such as `digit`, and `style.0` of a code with several."""

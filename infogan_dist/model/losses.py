@@ -59,6 +59,12 @@ def separable(
     return discriminator, lambda fake_logits, real_logits: generator(fake_logits).mean()
 
 
+def _given(logits: Tensor | None) -> Tensor:
+    """Return the logits that a paired loss always receives."""
+    assert logits is not None
+    return logits
+
+
 # The loss of each `objective.loss`.
 LOSSES = {
     # -log D(x), -log(1 - D(G(z, c))), -log D(G(z, c)), D = sigmoid(logit): Goodfellow et al. 2014, eq. 1,
@@ -76,6 +82,14 @@ LOSSES = {
             lambda x: 0.5 * (x - 1).square(), lambda x: 0.5 * x.square(), lambda x: 0.5 * (x - 1).square()
         ),
         winning_threshold=0.05,
+    ),
+    # -log sigmoid(D(x) - D(G(z, c))) and its opposite: Jolicoeur-Martineau 2019; with R1 and R2, Huang et al.
+    # 2024 ("The GAN is dead; long live the GAN!", eq. 2)
+    "relativistic": AdversarialLoss(
+        lambda real, fake: {"pairs": F.softplus(_given(fake) - _given(real)).mean()},
+        lambda fake, real: F.softplus(_given(real) - fake).mean(),
+        winning_threshold=0.05,
+        paired=True,
     ),
 }
 
@@ -101,12 +115,14 @@ def lower_bound(
 
 
 def information_loss(spec: LatentSpec, bounds: dict[str, Tensor]) -> Tensor:
-    """Return -lambda L_I, summed over the codes, each with its own weight lambda (paper, eq. 6)."""
-    return torch.stack([-code.weight * bounds[name].sum() for name, code in spec.codes.items()]).sum()
+    """Return -lambda L_I, summed over the given codes, each with its own weight lambda (paper, eq. 6)."""
+    return torch.stack([-spec.codes[name].weight * bound.sum() for name, bound in bounds.items()]).sum()
 
 
-def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """Return the mean of |grad_x D(x)|^2 over real images (Mescheder et al. 2018, eq. 9, without gamma / 2).
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Return the mean of |grad_x D(x)|^2 over images (Mescheder et al. 2018, eq. 9, without gamma / 2).
+
+    It is called R1 on real images, and R2 on generated ones.
 
     Under fp16 the gradient within the penalty is not multiplied by the loss scaler's factor, so that elements
     below 6e-8 become 0; the gradient of the penalty is scaled like that of every other term.

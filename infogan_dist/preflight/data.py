@@ -5,10 +5,13 @@ import shutil
 from itertools import accumulate
 from pathlib import Path
 
+import torch
+
 from infogan_dist.console import progress
 from infogan_dist.data.fetch import NetworkError, Store
 from infogan_dist.data.images import decode_image
 from infogan_dist.data.order import Order
+from infogan_dist.data.resident import should_hold_images
 from infogan_dist.data.shards import Manifest, fetch_shard, load_manifest, resolve, samples_of
 from infogan_dist.data.urls import is_remote
 from infogan_dist.errors import DataError
@@ -22,6 +25,7 @@ from infogan_dist.preflight.finding import (
     PreflightContext,
     format_bytes,
 )
+from infogan_dist.runtime.device import uses_cuda
 
 PREFETCHED_SHARDS = 2  # decoded shards that each loading subprocess has ready (default of torch's DataLoader)
 MAX_CACHE_SHARE = 0.8  # of the memory, for cached images; Python, torch and the networks need the rest
@@ -106,26 +110,37 @@ def _check_shard(manifest: Manifest, index: int) -> None:
 
 
 def check_memory(context: PreflightContext, limit_file: Path = MEMORY_LIMIT) -> Findings:
-    """Check that the images which the processes of this machine cache fit in its memory.
+    """Check that the decoded images fit where they stay: on the device, or in the memory of this machine.
 
     Args:
         context: the run and its manifest.
         limit_file: file with the memory limit of the container.
+
+    Raises:
+        DataError: the images must stay on a device that has too little free memory.
     """
     assert context.config
     assert context.manifest
-    processes, manifest = context.place.local_world, context.manifest
-    cached = min(context.config.data.cache_mib * 2**20, manifest.samples * manifest.decoded_sample_bytes)
+    settings, manifest = context.config.data, context.manifest
+    device, processes = torch.device("cuda" if uses_cuda() else "cpu"), context.place.local_world
+    need, verb, remedy = manifest.samples * manifest.decoded_sample_bytes, "hold", "set data.device=host"
+    if not should_hold_images(settings.device, manifest, device):
+        need, verb = min(need, settings.cache_mib * 2**20), "cache up to"
+        remedy = ""
+    elif device.type == "cuda":
+        if context.place.is_first:
+            yield Finding(OK, f"{format_bytes(need)} of images stay on the GPU of each process")
+        return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if limit_file.is_file() and limit_file.read_text().strip().isdecimal():
         memory = min(memory, int(limit_file.read_text()))
     message = (
-        f"{processes} process(es) cache up to {format_bytes(cached)} of images each; "
+        f"{processes} process(es) {verb} {format_bytes(need)} of images each; "
         f"the memory is {format_bytes(memory)}"
     )
-    if cached * processes > MAX_CACHE_SHARE * memory:
+    if need * processes > MAX_CACHE_SHARE * memory:
         fitting = int(MAX_CACHE_SHARE * memory / processes / 2**20)
-        yield Finding(WARN, message, f"set data.cache_mib={fitting}")
+        yield Finding(WARN, message, remedy or f"set data.cache_mib={fitting}")
     elif context.place.is_first:
         yield Finding(OK, message)
 

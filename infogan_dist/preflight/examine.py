@@ -59,6 +59,7 @@ def checks(with_run: bool) -> Iterator[Check]:
     from infogan_dist.preflight import data, disk, run
 
     yield Check("precision", run.check_precision, "config")
+    yield Check("CUDA graph", run.check_cuda_graph, "config")
     yield Check("trackers", run.check_trackers, "config")
     yield Check("run folder", disk.check_run_folder, "config")
     yield Check("disk cache", disk.check_disk_cache, "config")

@@ -4,10 +4,12 @@ import os
 import urllib.error
 import urllib.request
 
+from torch import nn
+
 from infogan_dist.data.shards import load_manifest
 from infogan_dist.data.urls import redact_url
 from infogan_dist.model.latents import LatentSpec
-from infogan_dist.model.networks import build_networks
+from infogan_dist.model.networks import build_classifier, build_networks
 from infogan_dist.preflight.finding import OK, WARN, Finding, Findings, PreflightContext, format_bytes
 from infogan_dist.runtime import device, tracking
 
@@ -69,21 +71,39 @@ def _answers(url: str) -> bool:
     return True
 
 
+def check_cuda_graph(context: PreflightContext) -> Findings:
+    """Check that steps can be recorded as a CUDA graph, where the config asks for it."""
+    assert context.config
+    device.check_cuda_graph(context.config)
+    if context.place.is_first:
+        yield Finding(OK, "used" if context.config.train.cuda_graph else "not used (train.cuda_graph)")
+
+
 def check_networks(context: PreflightContext) -> Findings:
     """Check that the layer tables fit the codes and the images, and compute the size of a checkpoint."""
     assert context.config
     assert context.manifest
     config = context.config
     spec = LatentSpec(config.noise, config.codes)
-    networks = build_networks(config.networks, spec, context.manifest.image_shape, config.seed)
-    counts = [sum(p.numel() for p in network.parameters()) for network in networks]
-    # A checkpoint contains the averaged generator as well. Buffers are the statistics of batch norm.
-    buffers = sum(b.numel() for network in (*networks, networks[0]) for b in network.buffers())
-    numbers = (1 + ADAM_MOMENTS) * sum(counts) + counts[0] + buffers
+    shape, categories = context.manifest.image_shape, spec.clustered_categories(config.clustering)
+    built = build_networks(config.networks, spec, shape, config.seed, categories)
+    networks: dict[str, nn.Module] = dict(
+        zip(("generator", "discriminator", "recognition"), built, strict=True)
+    )
+    averaged: list[nn.Module] = [networks["generator"]]
+    if classifier := build_classifier(config.networks, categories, shape, config.seed):
+        networks["classifier"] = classifier
+        averaged.append(classifier)
+    counts = {n: sum(p.numel() for p in network.parameters()) for n, network in networks.items()}
+    # A checkpoint contains averaged networks as well. Buffers are the statistics of batch norm.
+    extra = sum(t.numel() for network in averaged for t in network.state_dict().values())
+    buffers = sum(b.numel() for network in networks.values() for b in network.buffers())
+    numbers = (1 + ADAM_MOMENTS) * sum(counts.values()) + extra + buffers
+    if classifier:
+        numbers += 2 * context.manifest.samples * config.clustering.neighbours
     context.checkpoint_bytes = numbers * (8 if config.train.precision == "fp64" else 4)
     if context.place.is_first:
-        named = zip(("generator", "discriminator", "recognition"), counts, strict=True)
-        parameters = ", ".join(f"{name} {count:,}" for name, count in named)
+        parameters = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         size = format_bytes(context.checkpoint_bytes)
         yield Finding(OK, f"parameters: {parameters}; a checkpoint takes {size}")
 

@@ -36,7 +36,7 @@ class GlobalBatchNorm(_BatchNorm):
             # does instead of two.
             mean, variance = mean.double(), variance.double()
             moments = torch.stack([mean, variance + mean.square()])
-            mean, mean_square = (_AllReduce.apply(moments) / dist.get_world_size()).unbind()
+            mean, mean_square = (AllReduce.apply(moments) / dist.get_world_size()).unbind()
             variance = mean_square - mean.square()
             self._update_running_statistics(mean, variance, features.numel() // features.shape[1])
             shape = (1, -1, *[1] * (features.dim() - 2))
@@ -62,7 +62,7 @@ class GlobalBatchNorm(_BatchNorm):
         """Accept features [n, C] and [n, C, ...], as of dense layers and of convolutions."""
 
 
-class _AllReduce(torch.autograd.Function):
+class AllReduce(torch.autograd.Function):
     """The sum over the processes.
 
     Each process's result depends on all processes' inputs, so the gradient is a sum over the processes too,
@@ -77,7 +77,7 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _AllReduce.apply(gradients[0])
+        return AllReduce.apply(gradients[0])
 
 
 def convert_to_global(network: nn.Module) -> None:

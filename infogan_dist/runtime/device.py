@@ -93,6 +93,15 @@ def check_precision(precision: str) -> None:
         raise MachineError(f"{where} is disabled by NVIDIA_TF32_OVERRIDE=0; unset it, or use fp32")
 
 
+def check_cuda_graph(config: Config) -> None:
+    """Refuse to record steps other than those of a single process with a GPU. Raises `ConfigError`."""
+    if config.train.cuda_graph and (not uses_cuda() or process_place().world > 1):
+        raise ConfigError(
+            "train.cuda_graph: only for a single process with a GPU; use train.cuda_graph=false, "
+            "or train.compile=true"
+        )
+
+
 def launched_config(config: Config) -> Config:
     """Return a copy of the config that contains the launcher's choices of precision and compilation."""
     launched = copy.deepcopy(config)
@@ -112,11 +121,7 @@ def resolve_config(config: Config) -> Config:
     """
     check_launcher()
     check_gpus()
-    if config.train.cuda_graph and (not uses_cuda() or process_place().world > 1):
-        raise ConfigError(
-            "train.cuda_graph: only for a single process with a GPU; use train.cuda_graph=false, "
-            "or train.compile=true"
-        )
+    check_cuda_graph(config)
     resolved = launched_config(config)
     check_precision(str(resolved.train.precision))
     return resolved
@@ -180,7 +185,7 @@ def make_deterministic(cuda: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # With NVLS the NVSwitch adds the numbers of the GPUs, in an order that may differ from one run to the
         # next; NCCL's other algorithms add in a fixed order.
-        os.environ.setdefault("NCCL_ALGO", "^NVLS")
+        os.environ.setdefault("NCCL_ALGO", "^NVLS,NVLSTree")
         return
     share = max(1, cores() // process_place().local_world)
     # Launchers set OMP_NUM_THREADS=1 by default; a larger number was chosen by the user.

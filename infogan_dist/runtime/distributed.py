@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from infogan_dist.config.schema import AdamConfig, Config
 from infogan_dist.launcher import STOP_SIGNALS
-from infogan_dist.runtime.batch_norm import convert_to_global, flatten_buffers
+from infogan_dist.runtime.batch_norm import AllReduce, convert_to_global, flatten_buffers
 from infogan_dist.runtime.device import prepare_device, resolve_config
 from infogan_dist.runtime.failure import start_watch
 
@@ -188,6 +188,10 @@ class Engine:
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over the processes."""
         return self.accelerator.reduce(values, "sum")  # type: ignore[return-value]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of a tensor over the processes, through which gradients pass to all of them."""
+        return values if self.world == 1 else AllReduce.apply(values) / self.world
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the tensors [M] of all processes as rows [world, M]."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from infogan_dist.data.finite import CHUNK_SIZE
-from infogan_dist.model.networks import Discriminator, RecognitionNetwork
+from infogan_dist.model.latents import LatentSpec
+from infogan_dist.model.networks import ClusteredCode, Discriminator, RecognitionNetwork, posterior_params
 from infogan_dist.scores.distributed_map import DistributedMap
 
 RECALIBRATION_IMAGES = 10_000  # that the statistics of batch norm are recomputed from, at most
@@ -25,12 +26,17 @@ class CodeReader:
         recognition: Q.
         suffix: of the names of scores that are computed with these statistics.
         batch_norm: origin of the statistics of batch norm, for protocols.
+        spec: the latent codes.
+        clustered: a code that a classifier infers instead, or None. The classifier's batch norm has the
+            statistics of real images already.
     """
 
     discriminator: Discriminator
     recognition: RecognitionNetwork
     suffix: str
     batch_norm: str
+    spec: LatentSpec
+    clustered: ClusteredCode | None = None
 
     @torch.no_grad()
     def posterior_params(self, images: Tensor) -> Tensor:
@@ -39,8 +45,7 @@ class CodeReader:
         Args:
             images: [n, C, H, W] in [-1, 1].
         """
-        features, _ = self.discriminator(images)
-        return self.recognition(features)
+        return posterior_params(images, self.spec, self.discriminator, self.recognition, self.clustered)
 
     def batch_norms(self) -> list[_BatchNorm]:
         """Return the batch norm layers of both networks."""
@@ -78,6 +83,8 @@ class CodeReader:
             copy.deepcopy(self.recognition),
             "_recalibrated",
             f"recalibrated on {sum(weights):,} {images}",
+            self.spec,
+            self.clustered,
         )
         _set_statistics(reader, weights, lambda k: chunk(chunks[k]), distributed_map)
         return reader

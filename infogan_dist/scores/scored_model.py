@@ -19,7 +19,7 @@ from infogan_dist.data.shards import Manifest
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.codes import Code
 from infogan_dist.model.latents import Latents, LatentSpec, variable_names
-from infogan_dist.model.networks import Generator, build_networks
+from infogan_dist.model.networks import ClusteredCode, Generator, build_classifier, build_networks
 from infogan_dist.rng import permutation
 from infogan_dist.runtime.distributed import Engine
 from infogan_dist.scores.code_reader import RECALIBRATION_IMAGES, CodeReader
@@ -54,8 +54,8 @@ class ScoredModel:
     Args:
         engine: device, precision and the other processes.
         config: the run's config; its `scores` section has the options.
-        load: loads the trained weights of the name `generator`, `generator_ema`, `discriminator` or
-            `recognition` into a network.
+        load: loads the trained weights of the name `generator`, `generator_ema`, `discriminator`,
+            `recognition` or `classifier_ema` into a network.
         train: the images that it was trained on.
         test: held-out images of the same shape, or None.
 
@@ -87,16 +87,22 @@ class ScoredModel:
         self.manifests = {"train": train} | ({"test": test} if test else {})
         # With copies of the networks, scores change no statistics of a run, and no batch norm waits for the
         # other processes.
+        shape, categories = train.image_shape, self.spec.clustered_categories(config.clustering)
         generator, discriminator, recognition = build_networks(
-            config.networks, self.spec, train.image_shape, config.seed
+            config.networks, self.spec, shape, config.seed, categories
         )
+        classifier = build_classifier(config.networks, categories, shape, config.seed)
         generator_name = "generator_ema" if config.scores.ema else "generator"
         networks = {generator_name: generator, "discriminator": discriminator, "recognition": recognition}
+        networks |= {"classifier_ema": classifier} if classifier else {}
         for name, network in networks.items():
             load(name, network)
             network.to(engine.device, engine.dtype).eval().requires_grad_(False)
         self.generator: Generator = generator
-        self.trained_reader = CodeReader(discriminator, recognition, "", "running statistics")
+        clustered = ClusteredCode(config.clustering.code, classifier) if classifier else None
+        self.trained_reader = CodeReader(
+            discriminator, recognition, "", "running statistics", self.spec, clustered
+        )
         self.datasets = {split: self._open_dataset(split) for split in self.manifests}
         self._generated: MemoryCache[int, Tensor] = MemoryCache(config.data.cache_mib * 2**20)
 

@@ -63,7 +63,9 @@ class GraphedStep:
         own_latents.vector.copy_(latents.vector)
         for name, values in own_latents.codes.items():
             values.copy_(latents.codes[name])
-        step.average.set_weight(step.state.step)
+        if own_latents.distortion is not None and latents.distortion is not None:
+            own_latents.distortion.copy_(latents.distortion)
+        step.prepare()
         self._graph.replay()
         step.state.step += 1
         return result

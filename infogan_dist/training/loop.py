@@ -70,10 +70,9 @@ def train(config: Config) -> Outcome:
 def _loop(run: Run) -> bool:
     """Do steps until the run's end, or until a stop is requested; return whether it was."""
     config, state, schedule = run.config, run.state, run.schedule
-    batches = run.loader.batches(state.step)
-    timer = StepTimer(config.train.batch_size)
-    monitor = FailureMonitor(list(run.spec.codes), run.train_step.loss.winning_threshold)
-    should_stop = partial(_should_stop, run.folder.path, config.train.on_nonfinite)
+    batches, timer = run.batches(), StepTimer()
+    monitor = FailureMonitor(list(run.spec.codes), run.train_step.losses.adversarial.winning_threshold)
+    should_stop = partial(_should_stop, config)
     with progress(
         schedule.total,
         "step",
@@ -86,12 +85,14 @@ def _loop(run: Run) -> bool:
             batch = timer.next_batch(batches)
             if state.step == 0:
                 run.draw_real(batch)
+            images = config.clustering.batch_size if run.is_clustering else config.train.batch_size
             previous_flags = run.engine.exchange(run.step(batch))
+            timer.count(images)
             bar.update()
             if schedule.should_log(state.step):
                 run.log(timer.window())
                 bar.set_postfix_str(_short_metrics(run.metrics, list(config.codes)))
-                if run.engine.is_main:
+                if run.engine.is_main and "d/loss" in run.metrics:
                     monitor.check(run.metrics, state.step)
             stop = should_stop(previous_flags, state.step - 1)
             saves = schedule.should_save(state.step) or schedule.should_evaluate(state.step)
@@ -110,12 +111,11 @@ def _loop(run: Run) -> bool:
     return False
 
 
-def _should_stop(folder: Path, on_nonfinite: str, flags: list[float] | None, step: int) -> bool:
+def _should_stop(config: Config, flags: list[float] | None, step: int) -> bool:
     """Return whether a stop was requested.
 
     Args:
-        folder: the run folder.
-        on_nonfinite: `train.on_nonfinite` of the config.
+        config: the run's.
         flags: of `Engine.exchange`: stop requested, D's and G's loss or gradient not finite.
         step: the step that the flags belong to.
 
@@ -125,10 +125,11 @@ def _should_stop(folder: Path, on_nonfinite: str, flags: list[float] | None, ste
     if flags is None:
         return False
     stop, *nonfinite = flags
-    if not any(nonfinite) or on_nonfinite == "skip":
+    if not any(nonfinite) or config.train.on_nonfinite == "skip":
         return stop > 0
     names = [n for n, flag in zip(("discriminator", "generator"), nonfinite, strict=True) if flag]
-    last = checkpoint.find(folder)
+    names = ["classifier"] if step <= config.clustering.steps else names
+    last = checkpoint.find(Path(config.run))
     raise TrainingError(
         f"step {step}: the {' and '.join(names)}'s loss or gradient is not finite; the weights are those of "
         f"the step before; last checkpoint: {last.path if last else 'none'}; "
@@ -163,6 +164,8 @@ def _description(run: Run) -> str:
 
 
 def _short_metrics(metrics: dict[str, float], codes: list[str]) -> str:
-    """Return both losses and the bound of each code, for the progress bar."""
+    """Return both losses and the bound of each code, for the progress bar; at first the classifier's."""
+    if "d/loss" not in metrics:
+        return f"classifier={metrics['classifier/loss']:.2f} agreement={metrics['classifier/agreement']:.2f}"
     bounds = " ".join(f"{n}={metrics[f'bound/{n}']:.2f}" for n in codes)
     return f"D={metrics['d/loss']:.2f} G={metrics['g/loss']:.2f} {bounds}"

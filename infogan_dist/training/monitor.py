@@ -12,35 +12,33 @@ logger = logging.getLogger(__name__)
 
 
 class StepTimer:
-    """Measures speed and waiting times between two log lines.
+    """Measures speed and waiting times between two log lines."""
 
-    Args:
-        batch_size: images of a step, over all processes.
-    """
-
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
+    def __init__(self) -> None:
         self.start = self.window_start = time.perf_counter()
-        self.steps, self.waiting = 0, 0.0
+        self.images, self.waiting = 0, 0.0
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         """Return the next batch, and add the time that it takes to the waiting time."""
         before = time.perf_counter()
         batch = next(batches)
         self.waiting += time.perf_counter() - before
-        self.steps += 1
         return batch
+
+    def count(self, images: int) -> None:
+        """Count the images of a step, over all processes."""
+        self.images += images
 
     def window(self) -> dict[str, float]:
         """Return images/s, the share of time spent waiting for data, and seconds since the start; reset."""
         now = time.perf_counter()
         seconds = now - self.window_start
         times = {
-            "images_per_second": self.steps * self.batch_size / seconds,
+            "images_per_second": self.images / seconds,
             "data_wait_share": self.waiting / seconds,
             "seconds": now - self.start,
         }
-        self.window_start, self.steps, self.waiting = now, 0, 0.0
+        self.window_start, self.images, self.waiting = now, 0, 0.0
         return {TIMING_PREFIX + name: value for name, value in times.items()}
 
 

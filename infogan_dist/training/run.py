@@ -1,9 +1,12 @@
 """A run assembled from its parts: data, networks, state, logs and checkpoints."""
 
+import dataclasses
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,14 +15,15 @@ from infogan_dist.config.batch_share import launched_share
 from infogan_dist.config.load import flatten
 from infogan_dist.config.schema import Config
 from infogan_dist.data.fetch import open_store
+from infogan_dist.data.finite import FiniteDataset
 from infogan_dist.data.images import to_float
 from infogan_dist.data.loader import Batch, Loader
 from infogan_dist.data.order import Order
 from infogan_dist.data.resident import ResidentLoader, should_hold_images
 from infogan_dist.data.shards import load_manifest
 from infogan_dist.errors import ConfigError
-from infogan_dist.model.latents import LatentSpec
-from infogan_dist.model.networks import build_networks
+from infogan_dist.model.latents import Latents, LatentSpec
+from infogan_dist.model.networks import build_classifier, build_networks
 from infogan_dist.runtime import checkpoint, run_logs, tracking
 from infogan_dist.runtime.checkpoint import Checkpoint
 from infogan_dist.runtime.device import describe_machine, resolve_config
@@ -27,9 +31,10 @@ from infogan_dist.runtime.distributed import Engine
 from infogan_dist.runtime.metrics import MetricAccumulator, Terms
 from infogan_dist.runtime.pictures import image_grid, run_pictures
 from infogan_dist.runtime.run_folder import RunFolder
+from infogan_dist.training.clustering import ClusteringStep
 from infogan_dist.training.graph import CudaGraph, GraphedStep
 from infogan_dist.training.schedule import Schedule
-from infogan_dist.training.state import initial_state
+from infogan_dist.training.state import initial_clustering, initial_state, set_learning_rate
 from infogan_dist.training.step import TrainStep
 
 logger = logging.getLogger(__name__)
@@ -67,7 +72,9 @@ class Run:
 
             check_scores(config, self.manifest, self.test)
         self.spec = LatentSpec(config.noise, config.codes)
-        networks = build_networks(config.networks, self.spec, self.manifest.image_shape, config.seed)
+        shape, categories = self.manifest.image_shape, self.spec.clustered_categories(config.clustering)
+        networks = build_networks(config.networks, self.spec, shape, config.seed, categories)
+        classifier = build_classifier(config.networks, categories, shape, config.seed)
         self.folder.create()
         if self.share.rank == 0:
             self.folder.lock()
@@ -76,10 +83,11 @@ class Run:
 
         self.engine = Engine(config)
         self._refuse_unequal_processes(resumed or initial)
-        self.state, self.accumulator = (
-            initial_state(config, self.engine, networks),
-            MetricAccumulator(self.engine),
+        clustering = (
+            initial_clustering(config, self.engine, classifier, self.manifest.samples) if classifier else None
         )
+        self.state = initial_state(config, self.engine, networks, clustering)
+        self.accumulator = MetricAccumulator(self.engine)
         self.train_step = TrainStep(config, self.spec, self.engine, self.state)
         graphed = GraphedStep(self.train_step, CudaGraph()) if config.train.cuda_graph else None
         self.run_step = graphed.run if graphed else self.train_step.run
@@ -87,6 +95,7 @@ class Run:
         self.schedule = Schedule(config, self.manifest.samples)
         self.loader = self._create_loader()
         self._load(resumed, initial)
+        self.clustering_step = self._create_clustering_step()
         self._warm_up()
 
     def _refuse_unequal_processes(self, start: Checkpoint | None) -> None:
@@ -125,6 +134,27 @@ class Run:
         cache_bytes = config.data.cache_mib * 2**20
         return Loader(self.manifest, order, self.share.lanes, cache_bytes=cache_bytes, **options)
 
+    def _create_clustering_step(self) -> ClusteringStep | None:
+        """Return what does the first stage's steps; None if the run has none, or has finished them."""
+        config = self.config
+        if self.state.step >= config.clustering.steps:
+            return None
+        dataset = FiniteDataset(self.manifest, open_store(config.data), config.data.on_error == "skip")
+        logger.info("reading all %d images, for their neighbours", len(dataset))
+        images = torch.from_numpy(dataset.take(np.arange(len(dataset))).images)
+        return ClusteringStep(config, self.engine, self.state, self.schedule, images)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield this process's real images of each step that remains."""
+        first = self.config.clustering.steps
+        if self.clustering_step is not None:
+            pairs = self.clustering_step.batches(self.state.step)
+            for _ in range(self.state.step, first):
+                images = next(pairs)
+                none = torch.full((len(images),), -1)
+                yield Batch(images, none, none.new_zeros(len(images), dtype=torch.bool))
+        yield from self.loader.batches(max(0, self.state.step - first))
+
     def _load(self, resumed: Checkpoint | None, initial: Checkpoint | None) -> None:
         """Load the weights of a checkpoint of this run, else those of `train.init_from`."""
         start = resumed or initial
@@ -151,8 +181,8 @@ class Run:
         micro = next(self.share.micro_batches())
         shape = (micro.latents, *self.manifest.image_shape)
         real = torch.zeros(shape, dtype=self.engine.dtype, device=self.engine.device)
-        latents = self.spec.sample(self.config.seed, "warm_up", 0, micro.latents, self.engine.dtype)
-        self.train_step.warm_up(real, latents.to(self.engine.device))
+        latents = self._latents("warm_up", 0, micro.latents)
+        self.train_step.warm_up(real, latents)
 
     def open(self) -> None:
         """Start to record stop signals, prepare the folder, and start the trackers."""
@@ -167,11 +197,15 @@ class Run:
         Returns:
             float32 [2]: whether D's and whether G's loss or gradient was not finite.
         """
-        config, engine = self.config, self.engine
-        real = to_float(batch.images, engine.dtype)
-        first, count = self.share.first_latent(self.state.step), self.share.latents
-        latents = self.spec.sample(config.seed, "latents", first, count, engine.dtype).to(engine.device)
-        result = self.run_step(real, latents)
+        engine = self.engine
+        if self.is_clustering:
+            assert self.clustering_step is not None
+            result = self.clustering_step.run(batch.images)
+        else:
+            self._set_learning_rates()
+            first, count = self.share.first_latent(self.state.step), self.share.latents
+            real, latents = to_float(batch.images, engine.dtype), self._latents("latents", first, count)
+            result = self.run_step(real, latents)
         # Filled by a kernel: a copy from the host would wait for it.
         substituted = float(batch.substituted.double().mean())
         terms, flags = Terms(), Terms()
@@ -180,6 +214,24 @@ class Run:
         flags.add_vector(("nonfinite/d", "nonfinite/g"), result.nonfinite)
         self.accumulator.add(terms, flags)
         return result.nonfinite
+
+    @property
+    def is_clustering(self) -> bool:
+        """Whether the next step trains the classifier."""
+        return self.state.step < self.config.clustering.steps
+
+    def _latents(self, purpose: str, first: int, count: int) -> Latents:
+        """Return latents on the device, with the random numbers that the objective needs for their images."""
+        latents = self.spec.sample(self.config.seed, purpose, first, count, self.engine.dtype)
+        distortion = self.train_step.losses.draw_distortions(first, count)
+        return dataclasses.replace(latents, distortion=distortion).to(self.engine.device)
+
+    def _set_learning_rates(self) -> None:
+        if self.config.optim.decay == 0:
+            return
+        factor = self.schedule.gan_rate_factor(self.state.step)
+        set_learning_rate(self.state.d, self.config.optim.discriminator.lr * factor)
+        set_learning_rate(self.state.g, self.config.optim.generator.lr * factor)
 
     def log(self, timing: dict[str, float]) -> None:
         """Reduce the window's metrics over all processes, and log them.
@@ -191,6 +243,8 @@ class Run:
         entropy = {f"entropy/{n}": c.entropy * c.variables for n, c in self.spec.codes.items()}
         self.metrics = {**self.accumulator.window(), **entropy, **self.state.learning_rates()}
         for name, code in self.spec.codes.items():
+            if f"gain/{name}" not in self.metrics:
+                continue  # in the first stage
             dead = (
                 self.schedule.is_dead_code_reported(step)
                 and self.metrics[f"gain/{name}"] < code.dead_threshold

@@ -4,10 +4,12 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from infogan_dist.config.schema import Config
+from infogan_dist.config.schema import AdamConfig, Config
 from infogan_dist.model.networks import (
+    Classifier,
     Discriminator,
     DiscriminatorPart,
     Generator,
@@ -16,16 +18,56 @@ from infogan_dist.model.networks import (
 )
 from infogan_dist.runtime.distributed import Engine, TrainablePart
 
+CLASSIFIER_BETA1 = 0.9  # Adam's default; the paper's 0.5 is for the two players of a GAN
+
+
+class NeighbourGraphs(nn.Module):
+    """The neighbours of each real image, as buffers, so that they are part of a checkpoint.
+
+    Attributes:
+        pixels, features: int32 [N, k], images that are nearest by pixels and by the classifier's features.
+            The latter are -1 until they are computed.
+    """
+
+    pixels: Tensor
+    features: Tensor
+
+    def __init__(self, samples: int, neighbours: int):
+        super().__init__()
+        for name in ("pixels", "features"):
+            self.register_buffer(name, torch.full((samples, neighbours), -1, dtype=torch.int32))
+
+
+@dataclass
+class ClusteringState:
+    """What the clustering steps train.
+
+    Attributes:
+        classifier: the network that is trained.
+        average: exponential moving average of the classifier. Its batch norm is that of one process, since
+            each process uses it by itself.
+        graphs: the neighbours of the real images.
+        part: wraps the classifier for gradients.
+        steps: number of steps of the stage.
+    """
+
+    classifier: Classifier
+    average: Classifier
+    graphs: NeighbourGraphs
+    part: TrainablePart
+    steps: int
+
 
 @dataclass
 class TrainState:
-    """The networks, and the two parts that wrap them for gradients.
+    """The networks, and the parts that wrap them for gradients.
 
     Attributes:
         generator, discriminator, recognition: G, D and Q, unwrapped.
         ema: exponential moving average of the generator.
         d: what the discriminator's step updates: trunk and logit, and Q under `q_step=discriminator`.
         g: what the generator's step updates: G, and Q under `q_step=generator`.
+        clustering: of the first stage; None for a run without one.
         step: number of finished steps.
     """
 
@@ -35,6 +77,7 @@ class TrainState:
     ema: Generator
     d: TrainablePart
     g: TrainablePart
+    clustering: ClusteringState | None = None
     step: int = 0
 
     def trained_networks(self) -> tuple[Generator, Discriminator, RecognitionNetwork]:
@@ -43,23 +86,35 @@ class TrainState:
 
     def networks(self) -> dict[str, nn.Module]:
         """Return all networks by their name in a checkpoint."""
-        return {
+        networks: dict[str, nn.Module] = {
             "generator": self.generator,
             "discriminator": self.discriminator,
             "recognition": self.recognition,
             "generator_ema": self.ema,
         }
+        if self.clustering is not None:
+            networks |= {
+                "classifier": self.clustering.classifier,
+                "classifier_ema": self.clustering.average,
+                "neighbours": self.clustering.graphs,
+            }
+        return networks
+
+    def parts(self) -> dict[str, TrainablePart]:
+        """Return the trained parts by their name in logs and checkpoints."""
+        parts = {"d": self.d, "g": self.g}
+        return parts if self.clustering is None else parts | {"classifier": self.clustering.part}
 
     def optimizers(self) -> dict[str, Any]:
         """Return the state of Adam and of the scalers, for a checkpoint."""
-        parts = {"d": self.d, "g": self.g}
+        parts = self.parts()
         return {
             n: {"adam": p.optimizer.state_dict(), "scaler": p.scaler.state_dict()} for n, p in parts.items()
         }
 
     def load_optimizers(self, state: dict[str, Any]) -> None:
         """Restore what `optimizers` returned."""
-        for name, part in (("d", self.d), ("g", self.g)):
+        for name, part in self.parts().items():
             rates = [group["lr"] for group in part.optimizer.param_groups]
             part.optimizer.load_state_dict(state[name]["adam"])
             for group, rate in zip(part.optimizer.param_groups, rates, strict=True):
@@ -68,13 +123,18 @@ class TrainState:
                 part.scaler.load_state_dict(state[name]["scaler"])
 
     def learning_rates(self) -> dict[str, float]:
-        """Return the current learning rates, as `lr/d` and `lr/g`."""
-        parts = {"d": self.d, "g": self.g}
-        return {f"lr/{n}": float(p.optimizer.param_groups[0]["lr"]) for n, p in parts.items()}
+        """Return the learning rates of the last step, by the names `lr/d`, `lr/g` or `lr/classifier`."""
+        trained = {"d": self.d, "g": self.g}
+        if self.clustering is not None and self.step <= self.clustering.steps:
+            trained = {"classifier": self.clustering.part}
+        return {f"lr/{n}": float(p.optimizer.param_groups[0]["lr"]) for n, p in trained.items()}
 
 
 def initial_state(
-    config: Config, engine: Engine, networks: tuple[Generator, Discriminator, RecognitionNetwork]
+    config: Config,
+    engine: Engine,
+    networks: tuple[Generator, Discriminator, RecognitionNetwork],
+    clustering: ClusteringState | None = None,
 ) -> TrainState:
     """Return the state before the first step, on the engine's device.
 
@@ -82,6 +142,7 @@ def initial_state(
         config: the run's.
         engine: device, precision and processes.
         networks: G, D and Q with their initial weights.
+        clustering: of the first stage, if the run has one.
     """
     generator, discriminator, recognition = (engine.place(n) for n in networks)
     assert isinstance(generator, Generator)
@@ -94,7 +155,8 @@ def initial_state(
             # one channel: it expected strides that the results did not have.
             network.compile(options={"layout_optimization": False})
     q_with_d = config.objective.q_with_discriminator
-    d_part = DiscriminatorPart(discriminator, recognition if q_with_d else None, config.objective.r1 > 0)
+    penalised = config.objective.r1 > 0 or config.objective.r2 > 0
+    d_part = DiscriminatorPart(discriminator, recognition if q_with_d else None, penalised)
     g_part = GeneratorPart(generator, None if q_with_d else recognition)
     return TrainState(
         generator,
@@ -103,4 +165,33 @@ def initial_state(
         ema,
         d=engine.trainable_part(d_part, config.optim.discriminator),
         g=engine.trainable_part(g_part, config.optim.generator),
+        clustering=clustering,
     )
+
+
+def initial_clustering(
+    config: Config, engine: Engine, classifier: Classifier, samples: int
+) -> ClusteringState:
+    """Return the first stage's state before the first step; arguments as of `initial_state`.
+
+    Args:
+        config, engine: as of `initial_state`.
+        classifier: with its initial weights.
+        samples: number of real images.
+    """
+    average = copy.deepcopy(classifier).requires_grad_(False).to(engine.device, engine.dtype).eval()
+    placed = engine.place(classifier)
+    assert isinstance(placed, Classifier)
+    adam = AdamConfig(lr=config.clustering.lr, beta1=CLASSIFIER_BETA1)
+    part = engine.trainable_part(placed, adam)
+    graphs = NeighbourGraphs(samples, config.clustering.neighbours)
+    return ClusteringState(placed, average, graphs, part, config.clustering.steps)
+
+
+def set_learning_rate(part: TrainablePart, rate: float) -> None:
+    """Set the learning rate of a part, where a CUDA graph reads it on the device."""
+    for group in part.optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -5,7 +5,7 @@ The algorithm (Chen et al. 2016, arXiv 1606.03657, eq. 6), with `q_step=discrimi
     1   take the step's real images x and latents (z, c) ~ prior
     2   fake = G(z, c)
     3   L_I = sum over codes of lambda * (H(c) + mean log Q(c | fake))                            (eq. 5)
-    4   L_D = loss.discriminator(D(x), D(fake)) + r1 / 2 * mean |grad D(x)|^2
+    4   L_D = loss.discriminator(D(x), D(fake)) + r1 / 2 * mean |grad D(x)|^2 (+ r2 on fake)
     5   update trunk, logit and Q by Adam on L_D - L_I
     6   freeze D and Q
     7   L_G = loss.generator(D(fake)), and L_I again with the updated Q
@@ -26,12 +26,12 @@ from torch import Tensor
 from infogan_dist.config.batch_share import BatchShare
 from infogan_dist.config.schema import Config
 from infogan_dist.errors import ConfigError
-from infogan_dist.model.latents import Latents, LatentSpec, variable_names
-from infogan_dist.model.losses import LOSSES, information_loss, lower_bound, r1_penalty
-from infogan_dist.runtime.batch_norm import frozen, refuse_single_images, untracked
+from infogan_dist.model.latents import Latents, LatentSpec
+from infogan_dist.runtime.batch_norm import refuse_single_images, untracked
 from infogan_dist.runtime.distributed import Engine, TrainablePart
 from infogan_dist.runtime.metrics import Terms
 from infogan_dist.training.average import WeightAverage
+from infogan_dist.training.objective import Objective, at_least_fp32
 from infogan_dist.training.state import TrainState
 
 
@@ -41,7 +41,8 @@ class StepResult:
 
     Attributes:
         terms: numbers to log, on the device.
-        nonfinite: float32 [2] on the device: whether D's and whether G's loss or gradient was not finite.
+        nonfinite: float32 [2] on the device: whether D's and whether G's loss or gradient was not finite; in
+            the first stage both are the classifier's.
     """
 
     terms: Terms
@@ -74,8 +75,7 @@ class TrainStep:
 
     Attributes:
         share: this process's part of a global batch.
-        loss: the adversarial loss.
-        q_with_d: whether the discriminator's update trains Q, else the generator's.
+        losses: the losses of both updates.
         suppress: bool [] on the device; while it is true, steps change nothing.
         average: updates the averaged generator.
 
@@ -87,11 +87,11 @@ class TrainStep:
         self.config, self.objective, self.spec, self.engine, self.state = (
             config, config.objective, spec, engine, state,
         )  # fmt: skip
+        self.losses = Objective(config, spec, engine, state)
         self.share = BatchShare(config, engine.world, engine.rank)
         self.suppress = torch.zeros((), dtype=torch.bool, device=engine.device)
         self.average = WeightAverage(state.ema, state.generator, config.train.ema_decay)
-        self.loss, self.q_with_d = LOSSES[config.objective.loss], config.objective.q_with_discriminator
-        if self.loss.paired and config.objective.split_updates:
+        if self.losses.adversarial.paired and config.objective.split_updates:
             raise ConfigError(
                 f"objective.loss: {config.objective.loss} compares real with generated images; "
                 "use objective.d_updates=joint"
@@ -108,14 +108,20 @@ class TrainStep:
             real: this process's real images of the step, [n, C, H, W] in [-1, 1].
             latents: this process's latents of the step; both updates use them.
         """
-        self.average.set_weight(self.state.step)
+        self.prepare()
         result = self.compute(real, latents)
         self.state.step += 1
         return result
 
+    def prepare(self) -> None:
+        """Set what depends on the number of the step."""
+        step = self.state.step - self.config.clustering.steps
+        self.average.set_weight(step)
+        self.losses.is_penalised = step % self.objective.penalty_every == 0
+
     def compute(self, real: Tensor, latents: Latents) -> StepResult:
         """Do the device's work of `run`: all that a CUDA graph can contain."""
-        restore_d, restore_g = _copy(self.state.d.buffers), _copy(self.state.g.buffers)
+        restore_d, restore_g = copy_tensors(self.state.d.buffers), copy_tensors(self.state.g.buffers)
         # With one micro-batch the generated images serve both updates.
         fake = self._generate(latents) if self.config.train.accumulation == 1 else None
         d = self.update_discriminator(real, latents, fake)
@@ -149,9 +155,9 @@ class TrainStep:
                 with self.engine.accumulate(self.state.d, micro.is_last):
                     images = micro.take(real) if takes_real else None
                     fakes = self._fakes_for_discriminator(rows, fake) if takes_fake else None
-                    loss = self._discriminator_loss(images, fakes, rows, terms)
+                    loss = self.losses.discriminator(images, fakes, rows, terms)
                     nonfinite.append(self._backward(self.state.d, loss))
-            if self.q_with_d and not takes_fake:
+            if self.objective.q_with_discriminator and not takes_fake:
                 for parameter in self.state.recognition.parameters():
                     # Real images give Q no gradient. A zero gradient would let Adam move by its momentum.
                     parameter.grad = None
@@ -179,7 +185,7 @@ class TrainStep:
             rows = latents.map(micro.take)
             with self.engine.accumulate(self.state.g, micro.is_last):
                 images = self._generate(rows) if fake is None else fake
-                loss = self._generator_loss(micro.take(real), images, rows, terms)
+                loss = self.losses.generator(micro.take(real), images, rows, terms)
                 nonfinite.append(self._backward(self.state.g, loss))
         norm, own_suppressed = self.engine.update(self.state.g, suppress)
         terms.update(self._gradient_norm("g", norm, own_suppressed))
@@ -194,91 +200,25 @@ class TrainStep:
         Args:
             real, latents: a micro-batch of any content.
         """
-        restore = _copy([*self.state.d.buffers, *self.state.g.buffers])
-        loss = self._discriminator_loss(real, self._generate(latents).detach(), latents, Terms())
+        restore = copy_tensors([*self.state.d.buffers, *self.state.g.buffers])
+        loss = self.losses.discriminator(real, self._generate(latents).detach(), latents, Terms())
         self.engine.backward(self.state.d, loss)
-        loss = self._generator_loss(real, self._generate(latents), latents, Terms())
+        loss = self.losses.generator(real, self._generate(latents), latents, Terms())
         self.engine.backward(self.state.g, loss)
         for part in (self.state.d, self.state.g):
             part.optimizer.zero_grad()
         restore(None)
 
-    def _discriminator_loss(
-        self, real: Tensor | None, fake: Tensor | None, latents: Latents, terms: Terms
-    ) -> Tensor:
-        """Return L_D (- L_I) of a micro-batch, and add its terms to `terms`."""
-        r1 = self.objective.r1
-        if real is not None and r1 > 0:
-            real = real.detach().requires_grad_()
-        with self.engine.autocast():
-            out = {k: _at_least_fp32(v) for k, v in self.state.d.module(real, fake).items()}
-        real_logits, fake_logits = out.get("real_logits"), out.get("fake_logits")
-        adversarial = self.loss.discriminator(real_logits, fake_logits)
-        losses = {f"d/{name}": value for name, value in adversarial.items()}
-        if real is not None and real_logits is not None:
-            if r1 > 0:
-                losses["d/r1"] = 0.5 * r1 * r1_penalty(real_logits, real)
-            terms.add({"d/logit_real": real_logits.mean()})
-            self._add_code_usage(terms, out["real_features"])
-        if fake_logits is not None:
-            if self.q_with_d:
-                bounds = lower_bound(self.spec, self.spec.posteriors(out["posterior_params"]), latents.codes)
-                losses["d/information"] = information_loss(self.spec, bounds)
-            terms.add({"d/logit_fake": fake_logits.mean()})
-        total = torch.stack(list(losses.values())).sum()
-        adversarial_loss = torch.stack(list(adversarial.values())).sum()
-        terms.add({"d/loss": total, "d/adversarial": adversarial_loss})
-        terms.add(losses)
-        return total
-
-    def _generator_loss(self, real: Tensor, fake: Tensor, latents: Latents, terms: Terms) -> Tensor:
-        """Return L_G - L_I of a micro-batch, and add its terms to `terms`."""
-        state = self.state
-        held = (state.discriminator, state.recognition) if self.q_with_d else (state.discriminator,)
-        # Unwrapped networks: gradients pass through them to G, and DDP does not reduce for them.
-        with frozen(*held), self.engine.autocast():
-            features, fake_logits = state.discriminator(fake)
-            params = state.recognition(features)
-            real_logits = _at_least_fp32(state.discriminator(real)[1]) if self.loss.paired else None
-        posteriors = self.spec.posteriors(params)
-        bounds = lower_bound(self.spec, posteriors, latents.codes)
-        losses = {
-            "g/adversarial": self.loss.generator(_at_least_fp32(fake_logits), real_logits),
-            "g/information": information_loss(self.spec, bounds),
-        }
-        total = torch.stack(list(losses.values())).sum()
-        terms.add({"g/loss": total, **losses})
-        for name, code in self.spec.codes.items():
-            terms.add_variables(f"bound/{name}", bounds[name])
-            terms.add_variables(f"gain/{name}", bounds[name] - code.marginal_bound)
-            sigma = code.mean_sigma(posteriors[name])
-            if sigma is not None:
-                names = tuple(f"sigma/{n}" for n in variable_names(name, code))
-                terms.add_vector(names, sigma)
-        return total
-
-    @torch.no_grad()
-    def _add_code_usage(self, terms: Terms, features: Tensor) -> None:
-        """Add how often Q assigns real images to each value of the discrete codes."""
-        with untracked(self.state.recognition), self.engine.autocast():
-            posteriors = self.spec.posteriors(self.state.recognition(features.detach()))
-        for name, code in self.spec.codes.items():
-            usage = code.usage(posteriors[name])
-            if usage is not None:
-                variables = variable_names(name, code)
-                names = tuple(f"usage/{v}.{k}" for v in variables for k in range(usage.shape[1]))
-                terms.add_vector(names, usage.flatten())
-
     def _generate(self, latents: Latents) -> Tensor:
         with self.engine.autocast():
-            return _at_least_fp32(self.state.g.module(latents.vector))
+            return at_least_fp32(self.state.g.module(latents.vector))
 
     def _fakes_for_discriminator(self, latents: Latents, fake: Tensor | None) -> Tensor:
         if fake is not None:
             return (fake[::2] if self.objective.split_updates else fake).detach()
         # The generator's update generates these images again, and updates its running statistics then.
         with torch.no_grad(), untracked(self.state.generator), self.engine.autocast():
-            return _at_least_fp32(self.state.generator(latents.vector))
+            return at_least_fp32(self.state.generator(latents.vector))
 
     def _backward(self, part: TrainablePart, loss: Tensor) -> Tensor:
         """Add the gradients of a micro-batch's share of the step's loss; return whether it was not finite."""
@@ -297,12 +237,7 @@ class TrainStep:
         return (torch.stack(nonfinite).any() if self.engine.fp16 else suppressed).float()
 
 
-def _at_least_fp32(values: Tensor) -> Tensor:
-    """Return the values in fp32, in which losses are computed under mixed precision, or in fp64."""
-    return values if values.dtype == torch.float64 else values.float()
-
-
-def _copy(tensors: Iterable[Tensor]) -> Callable[[Tensor | None], None]:
+def copy_tensors(tensors: Iterable[Tensor]) -> Callable[[Tensor | None], None]:
     """Copy tensors, and return a function that restores them where a flag, bool [], is true; None: anyway."""
     copies = [(tensor, tensor.clone()) for tensor in tensors]
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from infogan_dist.data import resident
+from infogan_dist.errors import DataError
 from infogan_dist.launcher import ProcessPlace
 from infogan_dist.preflight import data, disk, machine, run
 from infogan_dist.preflight.communication import check_communication
@@ -131,6 +133,25 @@ def test_a_cache_larger_than_the_memory_is_warned_of(tiny: Path, tmp_path: Path)
     limit_file.write_text("21899")
     (finding,) = data.check_memory(run_context(tiny, "data.cache_mib=0"), limit_file)
     assert finding.level == OK
+    # Images that stay on the device are counted without a cache too; on a CPU they take its memory.
+    (finding,) = data.check_memory(run_context(tiny, "data.cache_mib=0", "data.device=device"), limit_file)
+    assert (finding.level, finding.remedy) == (WARN, "set data.device=host")
+
+
+def test_images_that_stay_on_the_gpu_take_none_of_the_machine_s_memory(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    limit_file = tmp_path / "memory.max"
+    limit_file.write_text("1")
+    monkeypatch.setattr(data, "uses_cuda", lambda: True)
+    # 240 images of 8x8 take 15,360 bytes: a quarter of 61,440.
+    for free, level in ((61440, OK), (61439, WARN)):
+        monkeypatch.setattr(resident, "free_memory", lambda device, free=free: free)
+        (finding,) = data.check_memory(run_context(tiny), limit_file)
+        assert finding.level == level
+    monkeypatch.setattr(resident, "free_memory", lambda device: 15359)
+    with pytest.raises(DataError, match=r"data\.device: the decoded images take"):
+        list(data.check_memory(run_context(tiny, "data.device=device"), limit_file))
 
 
 def test_a_disk_cache_larger_than_its_disk_is_warned_of(tiny: Path, small_disk: Path):

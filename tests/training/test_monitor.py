@@ -12,7 +12,7 @@ from infogan_dist.training.monitor import FailureMonitor, StepTimer
 def test_a_window_has_the_speed_and_the_waiting_share_of_its_own_steps(monkeypatch: pytest.MonkeyPatch):
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(monitor, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    timer = StepTimer(batch_size=32)
+    timer = StepTimer()
 
     def slow_batches():
         while True:
@@ -24,6 +24,7 @@ def test_a_window_has_the_speed_and_the_waiting_share_of_its_own_steps(monkeypat
         for _ in range(steps):
             assert timer.next_batch(batches) == "batch"
             clock.now += step_seconds
+            timer.count(32)
         seconds = steps * (0.5 + step_seconds)
         assert timer.window() == {
             "timing/images_per_second": pytest.approx(steps * 32 / seconds),

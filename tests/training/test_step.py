@@ -302,6 +302,7 @@ OPTIONS = [
     for loss, d_updates, q_step, r1 in itertools.product(
         LOSSES, ("joint", "split"), ("discriminator", "generator"), (0.0, 1.0)
     )
+    if not (LOSSES[loss].paired and d_updates == "split")
 ]
 
 

@@ -37,7 +37,8 @@ def test_half_batches_with_bad_generated_images_leave_no_change_of_the_real_half
 def test_a_bad_update_of_the_generator_leaves_the_discriminator_s_statistics_with_its_weights(create_step):
     train_step = create_step(*NORMED)
     reference = create_step(*NORMED)
-    train_step.loss = replace(train_step.loss, generator=lambda fake, real: fake.mean() * torch.nan)
+    losses = train_step.losses
+    losses.adversarial = replace(losses.adversarial, generator=lambda fake, real: fake.mean() * torch.nan)
     before = state_of(train_step)
     result = train_step.run(*inputs(train_step, 0))
     reference.run(*inputs(reference, 0))
