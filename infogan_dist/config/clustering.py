@@ -15,7 +15,9 @@ class ViewsConfig:
     scale: float = field(0.12, "largest change of size, as a logarithm, along each axis", minimum=0)
     shift: float = field(0.12, "largest shift, in half sides of the image (1.7 of 28 pixels)", minimum=0)
     bend: float = field(
-        0.07, "standard deviation of the smooth displacements, in half sides (one pixel of 28)", minimum=0
+        0.07,
+        "standard deviation of the displacements of a grid of 5x5 points, in half sides (one pixel of 28)",
+        minimum=0,
     )
 
 

@@ -13,7 +13,10 @@ def pooled_pixels(images: Tensor) -> Tensor:
 
 
 def principal_components(vectors: Tensor, count: int) -> Tensor:
-    """Return the coordinates [N, count] of vectors [N, D] along their directions of largest variance."""
+    """Return the coordinates [N, min(count, D)] of vectors [N, D] along their directions of largest variance.
+
+    The largest variance comes last.
+    """
     centred = vectors - vectors.mean(0)
     covariance = centred.double().T @ centred.double()
     directions = torch.linalg.eigh(covariance).eigenvectors[:, -count:]
@@ -25,8 +28,8 @@ def nearest(vectors: Tensor, rows: range, count: int) -> Tensor:
 
     Args:
         vectors: [N, D].
-        rows: the vectors whose neighbours are wanted.
-        count: number of neighbours of each.
+        rows: the vectors whose neighbours are wanted, at least one.
+        count: number of neighbours of each, below N.
 
     Returns:
         int64 [len(rows), count].

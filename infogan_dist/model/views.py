@@ -48,7 +48,8 @@ def shear_and_dilate(images: Tensor, shear: Tensor, dilation: Tensor) -> Tensor:
 
     Args:
         images: [N, C, H, W], bright strokes on a dark ground.
-        shear: [N], horizontal shift at the upper and lower border, in half widths of the image.
+        shear: [N], shift of the upper border to the right, and of the lower one to the left, in half widths
+            of the image.
         dilation: [N] in [-1, 1]: share by which an image moves towards its dilation by a pixel (each pixel
             the maximum of its neighbours) or, where it is negative, towards its erosion (the minimum).
     """

@@ -91,12 +91,11 @@ class Objective:
         state = self.state
         q_with_d = self.settings.q_with_discriminator
         held = (state.discriminator, state.recognition) if q_with_d else (state.discriminator,)
+        view = self._distort(fake, latents)
         # Unwrapped networks: gradients pass through them to G, and DDP does not reduce for them.
         with frozen(*held), self.engine.autocast():
             features, fake_logits = state.discriminator(fake, self._fake_categories(latents))
-            params = state.recognition(features)
-            if self.clustered is not None:
-                params = self.spec.replace_params(params, self.clustered, self._classify(fake, latents))
+            params = self._with_category(state.recognition(features), view)
             real_logits = None
             if self.adversarial.paired:
                 real_logits = at_least_fp32(state.discriminator(real, self._real_categories(real))[1])
@@ -169,12 +168,23 @@ class Objective:
         assert isinstance(code, CategoricalCode)
         return code.encode(values).to(self.engine.dtype)
 
-    def _classify(self, fake: Tensor, latents: Latents) -> Tensor:
-        """Return the classifier's logits [n, K] of a distorted view of each generated image."""
-        assert self.state.clustering is not None
+    def _distort(self, fake: Tensor, latents: Latents) -> Tensor | None:
+        """Return the view of each generated image that the classifier reads; None without a classifier.
+
+        Its coordinates need full precision, so it must be computed outside of autocast.
+        """
+        if self.clustered is None:
+            return None
         assert latents.distortion is not None
-        view = distort(fake, latents.distortion[:, :VIEW_UNIFORMS], self.config.clustering.views)
-        return self.state.clustering.average(view)
+        return distort(fake, latents.distortion[:, :VIEW_UNIFORMS], self.config.clustering.views)
+
+    def _with_category(self, params: Tensor, view: Tensor | None) -> Tensor:
+        """Return the posteriors' parameters with the classifier's logits of views, where there are any."""
+        if view is None:
+            return params
+        assert self.clustered is not None
+        assert self.state.clustering is not None
+        return self.spec.replace_params(params, self.clustered, self.state.clustering.average(view))
 
     def _restyle(self, fake: Tensor | None, latents: Latents) -> tuple[Tensor | None, Tensor | None]:
         """Return changed copies of generated images, and the change of each variable [n, V]."""

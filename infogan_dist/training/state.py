@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from infogan_dist.config.schema import AdamConfig, Config
+from infogan_dist.errors import ConfigError
 from infogan_dist.model.networks import (
     Classifier,
     Discriminator,
@@ -178,13 +179,22 @@ def initial_clustering(
         config, engine: as of `initial_state`.
         classifier: with its initial weights.
         samples: number of real images.
+
+    Raises:
+        ConfigError: there are too few images.
     """
+    neighbours = config.clustering.neighbours
+    if samples <= max(neighbours, engine.world):
+        raise ConfigError(
+            f"clustering.neighbours: {samples} images are too few for {neighbours} neighbours each on "
+            f"{engine.world} process(es); use more images, or clustering.steps=0"
+        )
     average = copy.deepcopy(classifier).requires_grad_(False).to(engine.device, engine.dtype).eval()
     placed = engine.place(classifier)
     assert isinstance(placed, Classifier)
     adam = AdamConfig(lr=config.clustering.lr, beta1=CLASSIFIER_BETA1)
     part = engine.trainable_part(placed, adam)
-    graphs = NeighbourGraphs(samples, config.clustering.neighbours)
+    graphs = NeighbourGraphs(samples, neighbours)
     return ClusteringState(placed, average, graphs, part, config.clustering.steps)
 
 
