@@ -203,13 +203,13 @@ def test_the_command_line_prints_and_writes_the_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(reading, "FAR_STEP", 100)
-    monkeypatch.setattr(communication, "PRESETS", ("configs/quickstart.yaml",))
+    monkeypatch.setattr(communication, "PRESETS", ("configs/mnist5k.yaml",))
     small = ["--processes=4", "--samples=800", "--shards=10", "--batch=16", "--epochs=2"]
     simulate_scale.main([*small, f"--json={tmp_path}/scale.json"])
     written = json.loads((tmp_path / "scale.json").read_text())
     expected = simulate(Scale(4, 8, 800, 10, 4, 16, 2, 3 * 64 * 64))
     assert (written["scale"], written["epochs"]) == (expected["scale"], expected["epochs"])
-    assert list(written["communication"]) == ["configs/quickstart.yaml"]
+    assert list(written["communication"]) == ["configs/mnist5k.yaml"]
     output = capsys.readouterr().out
     assert "| samples per process | 200 to 200 (ratio 1.0000) | 200 to 200 (ratio 1.0000) |" in output
     assert "steps_per_epoch: 50, " in output

@@ -49,7 +49,7 @@ HEAVY = ("torch", "accelerate", "wandb", "webdataset", "scipy", "sklearn")
 def test_help_and_refusals_need_no_heavy_library(
     tmp_path: Path, arguments: list[str], status: int, message: str
 ):
-    (tmp_path / "config.yaml").write_text((ROOT / "configs" / "quickstart.yaml").read_text())
+    (tmp_path / "config.yaml").write_text((ROOT / "configs" / "mnist5k.yaml").read_text())
     module, *rest = (word.format(run=tmp_path) for word in arguments)
     script = f"""
 import sys

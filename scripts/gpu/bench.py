@@ -16,7 +16,7 @@ from infogan_dist.errors import ConfigError
 from infogan_dist.launcher import launch_command
 from infogan_dist.runtime import checkpoint
 
-PRESET = "configs/quickstart.yaml"
+PRESET = "configs/mnist5k.yaml"
 COMPARED = ("d/loss", "g/loss", "grad_norm/d", "grad_norm/g")
 Rows = list[dict[str, float]]
 

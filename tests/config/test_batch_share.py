@@ -6,7 +6,7 @@ import torch
 from infogan_dist.config.batch_share import BatchShare
 from infogan_dist.config.load import read_config
 
-QUICK = "configs/quickstart.yaml"
+QUICK = "configs/mnist5k.yaml"
 
 
 def rows_by_micro_batch(overrides: list[str], world: int, real: bool) -> list[torch.Tensor]:

@@ -20,7 +20,7 @@ from infogan_dist.config.load import (
 from infogan_dist.config.schema import Config
 from infogan_dist.errors import ConfigError
 
-QUICK = "configs/quickstart.yaml"
+QUICK = "configs/mnist5k.yaml"
 
 
 def test_later_files_win_over_earlier_and_overrides_over_files(tmp_path: Path):

@@ -73,7 +73,7 @@ def test_the_tutorial_s_preset_is_the_tutorial():
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 48)])
-@pytest.mark.parametrize("preset", [PAPER, TUTORIAL, "configs/quickstart.yaml"])
+@pytest.mark.parametrize("preset", [PAPER, TUTORIAL, "configs/mnist5k.yaml"])
 def test_a_preset_fits_other_images_and_a_batch_of_one(preset: str, shape: tuple[int, int, int]):
     (generator, discriminator, recognition), spec = networks(preset, shape)
     for network in (generator, discriminator, recognition):

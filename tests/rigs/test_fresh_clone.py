@@ -57,7 +57,8 @@ def test_quickstart_generates_digits_and_prints_its_results(quickstart: tuple[Pa
     run = clone / "runs" / "quickstart"
     assert re.search(r"[\d,]+ images/s", output)
     bound = float(re.search(r"bound of digit: ([\d.]+) nats, H\(c\) = 2\.303", output)[1])  # type: ignore[index]
-    assert 2.2 < bound < 2.3026
+    # Of distorted views, which the classifier does not recognise with certainty.
+    assert 2.1 < bound < 2.3026
     for name in ("samples", "traverse_digit", "traverse_style.0"):
         with Image.open(run / f"{name}.png") as picture:
             assert picture.size == (582, 582)
@@ -79,7 +80,7 @@ def test_quickstart_generates_digits_and_prints_its_results(quickstart: tuple[Pa
 
 def test_a_second_quickstart_takes_seconds(quickstart: tuple[Path, str]):
     start = time.monotonic()
-    assert "done at step 3,000" in shell("bash scripts/quickstart.sh", quickstart[0])
+    assert "done at step 3,100" in shell("bash scripts/quickstart.sh", quickstart[0])
     assert time.monotonic() - start < 60  # the training takes minutes
 
 
@@ -100,7 +101,7 @@ def shorten(line: str, mnist: str) -> str:
     if line.endswith("fault_drill.py"):
         return f"{line} --only pipe"  # one fault; others are tested in test_reliability.py
     if any(f"{command} configs/" in line for command in ("train", "torchrun.sh", "doctor")):
-        return f"{line} {SHORT}"
+        return f"{line} {SHORT}" + (" clustering.steps=1" if "mnist_best" in line else "")
     return line
 
 

@@ -14,7 +14,7 @@ from infogan_dist.config.load import read_config
 from infogan_dist.errors import ConfigError, DataError
 from infogan_dist.runtime import checkpoint
 
-CONFIG = read_config(["configs/quickstart.yaml"])
+CONFIG = read_config(["configs/mnist5k.yaml"])
 
 
 def save(run: Path, step: int, **metrics: float) -> None:

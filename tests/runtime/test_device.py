@@ -22,7 +22,7 @@ from infogan_dist.preflight.finding import FAIL, OK, WARN, PreflightContext
 from infogan_dist.runtime import device
 from tests.conftest import ROOT, environment
 
-QUICK = "configs/quickstart.yaml"
+QUICK = "configs/mnist5k.yaml"
 ONE_GPU = {"gpus": 1}
 OLD_GPU = {"gpus": 1, "capability": (7, 5)}
 MACHINES = {"CPU": {"gpus": 0}, "one GPU": ONE_GPU, "old GPU": OLD_GPU}

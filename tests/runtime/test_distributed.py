@@ -9,7 +9,7 @@ from infogan_dist.config.load import read_config
 from infogan_dist.errors import ConfigError
 from infogan_dist.runtime.batch_norm import frozen, untracked
 
-QUICK = "configs/quickstart.yaml"
+QUICK = "configs/mnist5k.yaml"
 
 
 @pytest.mark.parametrize(

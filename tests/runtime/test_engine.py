@@ -13,7 +13,7 @@ from infogan_dist.config.schema import AdamConfig
 from infogan_dist.runtime.distributed import Engine, TrainablePart
 from tests.runtime.ranks import on_ranks
 
-QUICK = "configs/quickstart.yaml"
+QUICK = "configs/mnist5k.yaml"
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from infogan_dist.runtime.distributed import Engine
 from tests.rigs.failing_train import block_for_ever, leave_sockets_open
 from tests.runtime.ranks import RankEnd, ends_of_ranks, on_ranks
 
-CONFIG = "configs/quickstart.yaml"
+CONFIG = "configs/mnist5k.yaml"
 MESSAGE_S, END_S = 2, 15  # after the error
 ERRORS = {
     "data": DataError("shard: broken\nhere"),

@@ -98,7 +98,7 @@ def test_the_mean_over_no_step_is_not_a_number():
 
 def accumulate_on_ranks() -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
     """Return a window of two steps, the state after a third, and the window that continues that state."""
-    engine = Engine(read_config(["configs/quickstart.yaml"]))
+    engine = Engine(read_config(["configs/mnist5k.yaml"]))
     accumulator = MetricAccumulator(engine)
     no_flag = Terms({"void": torch.tensor(0.0)})
     for step in range(2):

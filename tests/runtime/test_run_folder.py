@@ -13,7 +13,7 @@ from infogan_dist.errors import ConfigError
 from infogan_dist.runtime import checkpoint, run_folder
 from infogan_dist.runtime.run_folder import RunFolder
 
-CONFIG = read_config(["configs/quickstart.yaml"])
+CONFIG = read_config(["configs/mnist5k.yaml"])
 
 
 def save(folder: RunFolder, step: int) -> Path | None:

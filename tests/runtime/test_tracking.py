@@ -186,13 +186,13 @@ def test_numbers_that_json_does_not_have_are_null(tmp_path: Path):
 
 
 def test_unknown_trackers_are_refused():
-    config = read_config(["configs/quickstart.yaml", "tracking.trackers=[mlfloww]"])
+    config = read_config(["configs/mnist5k.yaml", "tracking.trackers=[mlfloww]"])
     with pytest.raises(ConfigError, match=r"mlfloww.*wandb"):
         tracking.check_trackers(config)
 
 
 def test_a_checkpoint_with_a_password_in_its_config_is_not_uploaded():
-    words = ["configs/quickstart.yaml", "tracking.artifacts=true"]
+    words = ["configs/mnist5k.yaml", "tracking.artifacts=true"]
     tracking.check_trackers(read_config([*words, "data.shards=s3://bucket/set"]))
     with pytest.raises(ConfigError, match=r"tracking\.artifacts.*remove it from the URL"):
         tracking.check_trackers(read_config([*words, "data.test=https://me:secret@host/set"]))
@@ -257,7 +257,7 @@ def test_credentials_in_a_url_do_not_reach_w_and_b(monkeypatch: pytest.MonkeyPat
             pass
 
     monkeypatch.setattr(tracking.wandb, "init", lambda **options: Run())
-    config = read_config(["configs/quickstart.yaml", "data.shards=https://me:secret@host/set?key=secret"])
+    config = read_config(["configs/mnist5k.yaml", "data.shards=https://me:secret@host/set?key=secret"])
     accelerator: Any = SimpleNamespace(is_main_process=True)
     accelerator.init_trackers = lambda project, config: start(accelerator.log_with, config)
 

@@ -59,7 +59,7 @@ def test_a_run_that_leaves_after_an_error_of_one_process_has_its_status(
     accelerator: Any = SimpleNamespace(
         is_main_process=True, trackers=[mirror], init_trackers=lambda *_, **__: None
     )
-    config = read_config(["configs/quickstart.yaml", "tracking.trackers=[]"])
+    config = read_config(["configs/mnist5k.yaml", "tracking.trackers=[]"])
     tracking.open_trackers(accelerator, config, tmp_path)
     (end,) = ends
     end(3)

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 def make_records(scores: list[dict[str, float]]) -> list[card.Record]:
     metadata: dict[str, Any] = {"step": 7, "version": "1", "data": {}}
     metadata["lower_is_better"] = ["fid"] if "fid" in scores[0] else []
-    config = read_config(["configs/quickstart.yaml"])
+    config = read_config(["configs/mnist5k.yaml"])
     records = []
     for i, values in enumerate(scores):
         config.seed = i
@@ -147,7 +147,7 @@ def test_a_page_states_a_common_protocol_once_and_the_main_scores_first():
 
 
 def test_the_command_line_is_not_recorded_because_it_has_places_of_files():
-    config = read_config(["configs/quickstart.yaml"])
+    config = read_config(["configs/mnist5k.yaml"])
     assert "command" not in card.seed_record(config, {"scores": {}, "command": "evaluate runs/x"}, 1.0)
 
 
@@ -185,10 +185,10 @@ def test_places_of_files_are_not_recorded():
 def test_a_record_of_another_setting_is_recognised():
     (record,) = make_records([{"fid": 3.0}])
     effects = {Effect.TRAINING, Effect.LENGTH, Effect.SCORES}
-    same = read_config(["configs/quickstart.yaml", "run=elsewhere", "data.workers=3", "seed=4"])
+    same = read_config(["configs/mnist5k.yaml", "run=elsewhere", "data.workers=3", "seed=4"])
     assert card.config_differences(record, same, effects) == []
     other = read_config(
-        ["configs/quickstart.yaml", "optim.generator.lr=0.5", "train.steps=9", "scores.images=50"]
+        ["configs/mnist5k.yaml", "optim.generator.lr=0.5", "train.steps=9", "scores.images=50"]
     )
     assert {line.partition(":")[0] for line in card.config_differences(record, other, effects)} == {
         "optim.generator.lr",
@@ -200,7 +200,7 @@ def test_a_record_of_another_setting_is_recognised():
 def test_a_key_that_a_record_of_an_earlier_version_lacks_has_its_default():
     (record,) = make_records([{"fid": 3.0}])
     del record["config"]["objective.r1"]
-    config = read_config(["configs/quickstart.yaml"])
+    config = read_config(["configs/mnist5k.yaml"])
     assert card.config_differences(record, config, {Effect.TRAINING}) == []
     config.objective.r1 = 0.5
     assert card.config_differences(record, config, {Effect.TRAINING}) == ["objective.r1: 0.0 -> 0.5"]

@@ -22,7 +22,7 @@ from infogan_dist.scores.seed_runs import (
 )
 from tests.conftest import ROOT, images_source
 
-PRESET = "configs/quickstart.yaml"
+PRESET = "configs/mnist5k.yaml"
 
 
 class FakeRunner(CommandRunner):
@@ -196,6 +196,6 @@ def test_no_command_is_started_after_a_request_to_stop(tmp_path: Path):
     runner = CommandRunner()
     runner.is_stopped = True
     with pytest.raises(CommandFailedError) as caught:
-        runner.run("train", "configs/quickstart.yaml", f"run={tmp_path}/run")
+        runner.run("train", "configs/mnist5k.yaml", f"run={tmp_path}/run")
     assert caught.value.status == EXIT_STOPPED
     assert not (tmp_path / "run").exists()
