@@ -63,7 +63,7 @@ WAITING_OPTIONS = (
     ("train.precision=fp16", "data.device=host", "optim.discriminator.clip=1"),
     ("train.accumulation=2", "objective.r1=1", "objective.d_updates=split"),
     ("train.cuda_graph=true", "train.precision=bf16", "objective.q_step=generator"),
-    ("train.compile=true",),
+    ("train.compile=true", "objective.equivariance={style.0: shear, style.1: dilation}"),
 )
 Check = Callable[["Bench"], str]
 

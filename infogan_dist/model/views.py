@@ -80,13 +80,9 @@ def _sample(images: Tensor, grid: Tensor) -> Tensor:
     Gathers are used because `grid_sample` has no deterministic gradient on GPUs.
     """
     height, width = images.shape[2:]
-    limits = torch.tensor([width - 1, height - 1], dtype=grid.dtype, device=grid.device)
-    sides = torch.tensor([width, height], dtype=grid.dtype, device=grid.device)
-    points = torch.minimum(((grid + 1) * sides - 1).div(2).clamp_min(0), limits)
-    low = points.floor()
-    share = (points - low)[:, None]  # [N, 1, H, W, 2]
-    low = low.long()
-    x0, y0 = low.unbind(-1)
+    # Numbers of Python, since a tensor of them would be copied to the device, for which the host waits.
+    x, y = _pixel_position(grid[..., 0], width), _pixel_position(grid[..., 1], height)
+    x0, y0 = x.floor().long(), y.floor().long()
     x1, y1 = (x0 + 1).clamp_max(width - 1), (y0 + 1).clamp_max(height - 1)
     flat = images.flatten(2)
 
@@ -94,7 +90,12 @@ def _sample(images: Tensor, grid: Tensor) -> Tensor:
         index = (y * width + x).flatten(1)[:, None].expand(-1, images.shape[1], -1)
         return flat.gather(2, index).view_as(images)
 
-    x, y = share.unbind(-1)
-    upper = torch.lerp(pixels(x0, y0), pixels(x1, y0), x.expand_as(images))
-    lower = torch.lerp(pixels(x0, y1), pixels(x1, y1), x.expand_as(images))
-    return torch.lerp(upper, lower, y.expand_as(images))
+    right, down = (x - x0)[:, None].expand_as(images), (y - y0)[:, None].expand_as(images)
+    upper = torch.lerp(pixels(x0, y0), pixels(x1, y0), right)
+    lower = torch.lerp(pixels(x0, y1), pixels(x1, y1), right)
+    return torch.lerp(upper, lower, down)
+
+
+def _pixel_position(values: Tensor, size: int) -> Tensor:
+    """Return coordinates in [-1, 1] of an axis as positions between its pixels 0 and size - 1."""
+    return (((values + 1) * size - 1) / 2).clamp(0, size - 1)
