@@ -38,7 +38,7 @@ def state_of(run: Path, step: int) -> dict[str, torch.Tensor]:
     return {f"{file.stem}.{k}": v for file in files for k, v in load_file(file).items()}
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.rig)])
 def test_both_stages_do_not_depend_on_the_number_of_processes(
     run_module: Runner, tiny: Path, tmp_path: Path, processes: int
 ):
@@ -59,7 +59,7 @@ def test_both_stages_do_not_depend_on_the_number_of_processes(
             assert b[name] == pytest.approx(a[name], rel=1e-9, abs=1e-12), name
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.rig), 3, 4, 6])
 def test_a_run_resumes_bit_for_bit_in_each_stage(run_module: Runner, tiny: Path, tmp_path: Path, stop: int):
     """Before and after the search by features, at the end of the first stage, and in the second."""
     options = [tiny, *CLUSTERED, f"checkpoint.keep_every={stop}", "checkpoint.keep=9", "train.log_every=3"]
@@ -109,6 +109,7 @@ def test_a_run_with_a_decay_has_a_fixed_length(run_module: Runner, tiny: Path, t
     assert "train.steps: 8 -> 9" in message
 
 
+@pytest.mark.rig
 def test_patterns_are_found_without_labels(run_module: Runner, tiny: Path, tmp_path: Path):
     """A bright quadrant in noise: almost every image of a quadrant gets one category, which no other has."""
     rng = np.random.default_rng(0)
