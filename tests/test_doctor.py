@@ -71,6 +71,7 @@ def test_without_a_config_only_the_machine_is_checked(run_module: Runner):
         (["data.shards=nowhere"], "manifest", "no shard set there.* create one with"),
         (["train.processes=2"], "processes", "2 asked for, 1 came up.* start them by"),
         (["train.precision=fp16"], "precision", "fp16 needs a GPU; on a CPU use"),
+        (["train.cuda_graph=true"], "CUDA graph", "only for a single process with a GPU; use train"),
         (["tracking.trackers=[comet]"], "trackers", "comet is unknown.* `pip install comet`"),
         (["train.init_from=nowhere"], "checkpoints", "no complete checkpoint there"),
         (

@@ -68,13 +68,13 @@ def _reduce_bucket(context: PreflightContext, store: "Store", limit: timedelta) 
     import torch
     import torch.distributed as dist
 
-    from infogan_dist.runtime.device import uses_cuda
+    from infogan_dist.runtime.device import make_deterministic, process_device
     from infogan_dist.runtime.distributed import GLOO_GRACE_S
 
     rank, world = context.place.rank, context.place.world
-    device = torch.device("cpu")
-    if uses_cuda():
-        device = torch.device("cuda", context.place.local_rank)
+    device = process_device(context.place)
+    if device.type == "cuda":
+        make_deterministic(cuda=True)  # It selects NCCL's algorithms, on which the speed depends.
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)

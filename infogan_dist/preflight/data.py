@@ -1,11 +1,10 @@
 """Checks of a run's data: its manifest, lanes and shards, and the memory that decoded images need."""
 
+import math
 import os
 import shutil
 from itertools import accumulate
 from pathlib import Path
-
-import torch
 
 from infogan_dist.console import progress
 from infogan_dist.data.fetch import NetworkError, Store
@@ -25,7 +24,7 @@ from infogan_dist.preflight.finding import (
     PreflightContext,
     format_bytes,
 )
-from infogan_dist.runtime.device import uses_cuda
+from infogan_dist.runtime.device import process_device
 
 PREFETCHED_SHARDS = 2  # decoded shards that each loading subprocess has ready (default of torch's DataLoader)
 MAX_CACHE_SHARE = 0.8  # of the memory, for cached images; Python, torch and the networks need the rest
@@ -122,14 +121,15 @@ def check_memory(context: PreflightContext, limit_file: Path = MEMORY_LIMIT) -> 
     assert context.config
     assert context.manifest
     settings, manifest = context.config.data, context.manifest
-    device, processes = torch.device("cuda" if uses_cuda() else "cpu"), context.place.local_world
+    device, processes = process_device(context.place), context.place.local_world
     need, verb, remedy = manifest.samples * manifest.decoded_sample_bytes, "hold", "set data.device=host"
     if not should_hold_images(settings.device, manifest, device):
         need, verb = min(need, settings.cache_mib * 2**20), "cache up to"
         remedy = ""
     elif device.type == "cuda":
         if context.place.is_first:
-            yield Finding(OK, f"{format_bytes(need)} of images stay on the GPU of each process")
+            on_gpu = manifest.samples * math.prod(manifest.image_shape)  # Labels stay on the host.
+            yield Finding(OK, f"{format_bytes(on_gpu)} of images stay on the GPU of each process")
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if limit_file.is_file() and limit_file.read_text().strip().isdecimal():

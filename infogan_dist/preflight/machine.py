@@ -69,6 +69,8 @@ def check_devices(context: PreflightContext) -> Findings:
                 f"this machine has {len(gpus)} GPUs and {place.local_world} process(es); some GPUs are idle"
             )
             remedy = f"start {len(gpus)} processes on this machine (--num_processes or --nproc-per-node)"
+            if context.config is not None and context.config.train.cuda_graph:  # for one process only
+                remedy = "select one by CUDA_VISIBLE_DEVICES, and use the others for other runs"
             yield Finding(WARN, message, remedy)
         return
     if message := unused_accelerator():

@@ -13,6 +13,7 @@ import torch
 from infogan_dist.config.schema import Config
 from infogan_dist.errors import ConfigError, MachineError
 from infogan_dist.launcher import (
+    ProcessPlace,
     check_launcher,
     is_cpu_requested,
     launched_compilation,
@@ -26,6 +27,15 @@ logger = logging.getLogger(__name__)
 def uses_cuda() -> bool:
     """Return whether each process uses a GPU."""
     return torch.cuda.is_available() and not is_cpu_requested()
+
+
+def process_device(place: ProcessPlace) -> torch.device:
+    """Return the device on which the process at a place trains, as Accelerate selects it."""
+    if not uses_cuda():
+        return torch.device("cpu")
+    if place.world == 1:
+        return torch.device("cuda")
+    return torch.device("cuda", place.local_rank % torch.cuda.device_count())
 
 
 def unused_accelerator() -> str | None:
@@ -98,7 +108,7 @@ def check_cuda_graph(config: Config) -> None:
     if config.train.cuda_graph and (not uses_cuda() or process_place().world > 1):
         raise ConfigError(
             "train.cuda_graph: only for a single process with a GPU; use train.cuda_graph=false, "
-            "or train.compile=true"
+            "alone or with train.compile=true"
         )
 
 

@@ -1,6 +1,7 @@
 """A run assembled from its parts: data, networks, state, logs and checkpoints."""
 
 import dataclasses
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -148,12 +149,16 @@ class Run:
         """Yield this process's real images of each step that remains."""
         first = self.config.clustering.steps
         if self.clustering_step is not None:
-            pairs = self.clustering_step.batches(self.state.step)
-            for _ in range(self.state.step, first):
-                images = next(pairs)
-                none = torch.full((len(images),), -1)
-                yield Batch(images, none, none.new_zeros(len(images), dtype=torch.bool))
+            yield from self._pairs(self.clustering_step)
+            self.clustering_step = None  # it holds all images in memory
         yield from self.loader.batches(max(0, self.state.step - first))
+
+    def _pairs(self, clustering_step: ClusteringStep) -> Iterator[Batch]:
+        """Yield the images of the first stage's remaining steps."""
+        remaining = self.config.clustering.steps - self.state.step
+        for images in itertools.islice(clustering_step.batches(self.state.step), remaining):
+            none = torch.full((len(images),), -1)
+            yield Batch(images, none, none.new_zeros(len(images), dtype=torch.bool))
 
     def _load(self, resumed: Checkpoint | None, initial: Checkpoint | None) -> None:
         """Load the weights of a checkpoint of this run, else those of `train.init_from`."""

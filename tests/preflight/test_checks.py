@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from infogan_dist.data import resident
@@ -21,7 +22,8 @@ from infogan_dist.preflight import data, disk, machine, run
 from infogan_dist.preflight.communication import check_communication
 from infogan_dist.preflight.config import check_config
 from infogan_dist.preflight.examine import Check, run_check
-from infogan_dist.preflight.finding import FAIL, OK, WARN, PreflightContext
+from infogan_dist.preflight.finding import FAIL, OK, WARN, Finding, PreflightContext
+from infogan_dist.runtime import device
 from tests.conftest import Runner, free_port
 
 # With it, a checkpoint takes about 500 KiB.
@@ -133,25 +135,58 @@ def test_a_cache_larger_than_the_memory_is_warned_of(tiny: Path, tmp_path: Path)
     limit_file.write_text("21899")
     (finding,) = data.check_memory(run_context(tiny, "data.cache_mib=0"), limit_file)
     assert finding.level == OK
-    # Images that stay on the device are counted without a cache too; on a CPU they take its memory.
-    (finding,) = data.check_memory(run_context(tiny, "data.cache_mib=0", "data.device=device"), limit_file)
-    assert (finding.level, finding.remedy) == (WARN, "set data.device=host")
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("cache_mib", [0, 1])
+def test_images_that_stay_on_a_cpu_take_its_memory_instead_of_a_cache(
+    tiny: Path, tmp_path: Path, processes: int, cache_mib: int
+):
+    # Each process has a copy of the 17,520 bytes.
+    limit_file = tmp_path / "memory.max"
+    overrides = (f"data.cache_mib={cache_mib}", "data.device=device")
+    for spare, level, remedy in ((1, OK, ""), (-1, WARN, "set data.device=host")):
+        limit_file.write_text(str(processes * 21_900 + spare))
+        (finding,) = data.check_memory(run_context(tiny, *overrides, processes_here=processes), limit_file)
+        assert (finding.level, finding.remedy) == (level, remedy)
+        assert f"{processes} process(es) hold 17.1 KiB of images each" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("choice", "free", "is_resident"),
+    # 240 images of 8x8 take 15,360 bytes: a quarter of 61,440.
+    [("auto", 61_440, True), ("auto", 61_439, False), ("device", 15_360, True), ("host", 2**40, False)],
+)
 def test_images_that_stay_on_the_gpu_take_none_of_the_machine_s_memory(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str, free: int, is_resident: bool
 ):
     limit_file = tmp_path / "memory.max"
     limit_file.write_text("1")
-    monkeypatch.setattr(data, "uses_cuda", lambda: True)
-    # 240 images of 8x8 take 15,360 bytes: a quarter of 61,440.
-    for free, level in ((61440, OK), (61439, WARN)):
-        monkeypatch.setattr(resident, "free_memory", lambda device, free=free: free)
-        (finding,) = data.check_memory(run_context(tiny), limit_file)
-        assert finding.level == level
-    monkeypatch.setattr(resident, "free_memory", lambda device: 15359)
-    with pytest.raises(DataError, match=r"data\.device: the decoded images take"):
-        list(data.check_memory(run_context(tiny, "data.device=device"), limit_file))
+    monkeypatch.setattr(device, "uses_cuda", lambda: True)
+    monkeypatch.setattr(resident, "free_memory", lambda device: free)
+    (finding,) = data.check_memory(run_context(tiny, f"data.device={choice}"), limit_file)
+    if is_resident:
+        assert (finding.level, finding.message) == (OK, "15.0 KiB of images stay on the GPU of each process")
+    else:
+        assert finding.level == WARN
+        assert "1 process(es) cache up to 17.1 KiB of images each" in finding.message
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_images_that_do_not_fit_on_a_process_s_device_fail_with_the_message_of_training(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, gpus: int
+):
+    """Of two processes, the second one's device has a byte too little."""
+    full = torch.device("cuda", 1) if gpus else torch.device("cpu")
+    monkeypatch.setattr(device, "uses_cuda", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(resident, "free_memory", lambda device: 15_359 if device == full else 15_360)
+    context = run_context(tiny, "data.device=device")
+    assert context.manifest
+    with pytest.raises(DataError, match=f"MiB of {full} are free; set data.device=auto") as refusal:
+        resident.should_hold_images("device", context.manifest, full)
+    context.place = ProcessPlace(rank=1, world=2, local_rank=1, local_world=2)
+    assert run_check(context, Check("memory", data.check_memory)) == [Finding(FAIL, str(refusal.value))]
 
 
 def test_a_disk_cache_larger_than_its_disk_is_warned_of(tiny: Path, small_disk: Path):

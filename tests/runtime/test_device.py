@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from infogan_dist import console
 from infogan_dist.config.load import read_config
@@ -25,7 +26,7 @@ from tests.conftest import ROOT, environment
 QUICK = "configs/mnist5k.yaml"
 ONE_GPU = {"gpus": 1}
 OLD_GPU = {"gpus": 1, "capability": (7, 5)}
-MACHINES = {"CPU": {"gpus": 0}, "one GPU": ONE_GPU, "old GPU": OLD_GPU}
+MACHINES = {"CPU": {"gpus": 0}, "one GPU": ONE_GPU, "two GPUs": {"gpus": 2}, "old GPU": OLD_GPU}
 # (machine, environment, train.precision, the refusal)
 REFUSALS = [
     ("CPU", "ACCELERATE_USE_FSDP=true", None, "FSDP is not supported, .* use a file of launch/accelerate/"),
@@ -142,6 +143,22 @@ def test_the_launcher_s_precision_and_compilation_are_entered_into_the_config(
     assert (config.train.precision, config.train.compile) == (precision, False)
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "expected"),
+    [
+        ("CPU", ProcessPlace(1, 4, 1, 2), "cpu"),
+        ("one GPU", ProcessPlace(0, 1, 0, 1), "cuda"),
+        ("one GPU", ProcessPlace(1, 2, 0, 1), "cuda:0"),
+        ("two GPUs", ProcessPlace(3, 4, 1, 2), "cuda:1"),
+    ],
+)
+def test_the_doctor_examines_the_device_on_which_the_process_trains(
+    monkeypatch: pytest.MonkeyPatch, name: str, place: ProcessPlace, expected: str
+):
+    place_on(monkeypatch, name, "")
+    assert device.process_device(place) == torch.device(expected)
+
+
 def test_torch_xla_is_refused_because_accelerate_would_use_it(monkeypatch: pytest.MonkeyPatch):
     place_on(monkeypatch, "CPU", "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "torch_xla")
@@ -224,6 +241,31 @@ def test_only_tf32_allows_tf32_in_products_of_float32(
         assert torch.backends.cuda.matmul.allow_tf32 == tf32
         assert torch.backends.cudnn.allow_tf32 == tf32
         assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+
+
+def test_the_doctor_measures_the_communication_with_the_algorithms_of_training(
+    torch_settings: None, monkeypatch: pytest.MonkeyPatch
+):
+    place_on(monkeypatch, "two GPUs", "")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "rendezvous", lambda *args, **options: iter([(dist.HashStore(), 0, 2)]))
+    environments: list[dict[str, str]] = []
+
+    def connect(backend: str, **options: object) -> None:
+        environments.append(dict(os.environ))
+        raise RuntimeError(f"no {backend}")
+
+    monkeypatch.setattr(dist, "init_process_group", connect)
+    unset = {k: v for k, v in os.environ.items() if k not in ("NCCL_ALGO", "CUBLAS_WORKSPACE_CONFIG")}
+    monkeypatch.setattr(os, "environ", unset.copy())
+    (finding,) = communication.check_communication(PreflightContext([], ProcessPlace(0, 2, 0, 2)))
+    assert "(no nccl)" in finding.message
+
+    monkeypatch.setattr(os, "environ", unset.copy())
+    device.prepare_device("fp32")
+    (connected,) = environments
+    assert "NVLS" in connected["NCCL_ALGO"]
+    assert connected["NCCL_ALGO"] == os.environ["NCCL_ALGO"]
 
 
 @pytest.mark.parametrize("kind", ["mps", "xpu"])
