@@ -71,7 +71,7 @@ class _File:
                 start, end = time.monotonic(), min(position + range_bytes, self.size)
                 content = self._call(self._filesystem.cat_file, self._path, start=position, end=end)
                 received, position = memoryview(content), position + len(content)
-                # The next range takes about a second.
+                # The next range takes a second or so.
                 rate = int(len(content) / max(time.monotonic() - start, 1e-3))
                 range_bytes = min(max(rate, self._slowest_range()), MAX_RANGE_BYTES)
                 if position == self.size and self._status() != (self.size, self.version):

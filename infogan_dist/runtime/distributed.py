@@ -226,7 +226,7 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
     def fails_alike(self, message: str) -> bool:
-        """Print a warning about an error, once for all processes; return whether all of them have it.
+        """Print a warning of an error, once for all processes; return whether all of them have it.
 
         To be called where a run may continue without what has failed. If one process failed alone, the others
         wait for it, and the run cannot continue.
