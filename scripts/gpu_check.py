@@ -33,7 +33,7 @@ from gpu.bench import (
     read_metrics,
 )
 from gpu.halves import compare_with_one_process
-from gpu.waits import train_without_waiting
+from gpu.waits import FIRST_STEPS, STEPS, train_without_waiting
 from infogan_dist.console import exit_on_user_error, set_up_logging
 from infogan_dist.errors import MachineError
 from infogan_dist.runtime.device import check_precision, cores
@@ -57,13 +57,16 @@ ROUNDINGS = 2 * 2 * 9
 # 1e-5 between fp32 and fp64. Reduced formats differ by more than this limit; a smaller difference would
 # mean that they are not in effect.
 FP32_LIMIT = 1e-4
-# One option of each kind in every set.
+# A preset with options, one of each kind in every set. The last two end in the first stage, and after it.
+CLUSTERED = "configs/quickstart.yaml"
 WAITING_OPTIONS = (
-    (),
-    ("train.precision=fp16", "data.device=host", "optim.discriminator.clip=1"),
-    ("train.accumulation=2", "objective.r1=1", "objective.d_updates=split"),
-    ("train.cuda_graph=true", "train.precision=bf16", "objective.q_step=generator"),
-    ("train.compile=true", "objective.equivariance={style.0: shear, style.1: dilation}"),
+    (PRESET,),
+    (PRESET, "train.precision=fp16", "data.device=host", "optim.discriminator.clip=1"),
+    (PRESET, "train.accumulation=2", "objective.r1=1", "objective.d_updates=split"),
+    (PRESET, "train.cuda_graph=true", "train.precision=bf16", "objective.q_step=generator"),
+    (PRESET, "train.compile=true", "objective.equivariance={style.0: shear, style.1: dilation}"),
+    (CLUSTERED, f"clustering.steps={FIRST_STEPS + STEPS + 1}", "clustering.balanced_steps=5"),
+    (CLUSTERED, f"clustering.steps={FIRST_STEPS - 1}", "clustering.balanced_steps=1"),
 )
 Check = Callable[["Bench"], str]
 
@@ -142,10 +145,10 @@ def check_device_data(bench: Bench) -> str:
 
 def check_waits(bench: Bench) -> str:
     """Check that the host launches steps without waiting for the GPU, under the options that could wait."""
-    for options in WAITING_OPTIONS:
-        words = bench.arguments(bench.new_run(), *options)
+    for preset, *options in WAITING_OPTIONS:
+        words = bench.arguments(bench.new_run(), *options, preset=preset)
         if waiting := train_without_waiting(words):
-            raise CheckError(f"{' '.join(options) or 'defaults'}: {waiting}")
+            raise CheckError(f"{' '.join([preset, *options])}: {waiting}")
     return f"none with {len(WAITING_OPTIONS)} sets of options"
 
 

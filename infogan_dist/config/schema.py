@@ -34,7 +34,10 @@ class LayerConfig:
         False, "dense: `out` channels on the grid from which the later strides reach the image's size"
     )
     then: list[str] = field(
-        [], "layers that follow, in this order", choices=("batchnorm", "relu", "lrelu", "tanh", "maxpool")
+        [],
+        "layers that follow, in this order; unit_batchnorm normalises each unit of a grid by itself, as the "
+        "paper's code does after dense layers, where batchnorm normalises each channel",
+        choices=("batchnorm", "unit_batchnorm", "relu", "lrelu", "tanh", "maxpool"),
     )
 
 

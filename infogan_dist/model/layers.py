@@ -31,7 +31,7 @@ def _layer(
 ) -> tuple[list[nn.Module], Shape]:
     out = image_shape[0] if layer.out is None else layer.out
     # Batch norm subtracts the mean, and with it any bias before it.
-    bias = "batchnorm" not in layer.then[:1]
+    bias = layer.then[:1] not in (["batchnorm"], ["unit_batchnorm"])
     if layer.kind == "dense":
         flat = [nn.Flatten()] if len(shape) > 1 else []
         target = (out, *_grid(where, image_shape, later)) if layer.grid else (out,)
@@ -95,5 +95,7 @@ def _halved(where: str, shape: Shape) -> Shape:
 def _following_layer(name: str, shape: Shape, slope: float) -> nn.Module:
     if name == "batchnorm":
         return nn.BatchNorm2d(shape[0]) if len(shape) == 3 else nn.BatchNorm1d(shape[0])
+    if name == "unit_batchnorm":
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(math.prod(shape)), nn.Unflatten(1, shape))
     layers = {"relu": nn.ReLU(), "lrelu": nn.LeakyReLU(slope), "tanh": nn.Tanh(), "maxpool": nn.MaxPool2d(2)}
     return layers[name]

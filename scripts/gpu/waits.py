@@ -26,7 +26,7 @@ def train_without_waiting(words: list[str]) -> str | None:
 
 def _train(words: list[str]) -> str | None:
     run = Run(read_config(words))
-    batches = run.loader.batches(0)
+    batches = run.batches()
     try:
         for step in range(FIRST_STEPS + STEPS):
             # From then on torch raises an error for every operation of which it knows that it waits.

@@ -8,7 +8,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from infogan_dist.data.neighbours import ROWS, nearest, pooled_pixels, principal_components
+from infogan_dist.data.neighbours import GROUPS, ROWS, nearest, pooled_pixels, principal_components
 
 
 def random_vectors(count: int, width: int = 6) -> Tensor:
@@ -23,7 +23,7 @@ def sorted_by_distance(vectors: Tensor) -> Tensor:
     return distances.fill_diagonal_(float("inf")).argsort(1)[:, :-1]
 
 
-@pytest.mark.parametrize("count", [2, 7, ROWS - 1, ROWS, ROWS + 1, 2 * ROWS + 203])
+@pytest.mark.parametrize("count", [2, 7, ROWS - 1, ROWS, ROWS + 1, GROUPS, 2 * GROUPS + 203])
 def test_neighbours_are_the_nearest_other_vectors(count: int):
     vectors = random_vectors(count)
     neighbours = min(5, count - 1)
@@ -47,7 +47,7 @@ def test_a_copy_is_the_nearest_neighbour_and_never_the_vector_itself():
 
 def test_neighbours_do_not_depend_on_how_rows_are_divided():
     """In shares smaller and larger than the rows that are in memory at once, as processes divide them."""
-    count = 2 * ROWS + 203
+    count = GROUPS + 203
     vectors, bounds = random_vectors(count), [0, 1, 38, ROWS + 100, count - 7, count]
     parts = [nearest(vectors, range(a, b), 5) for a, b in pairwise(bounds)]
     assert [len(part) for part in parts] == [b - a for a, b in pairwise(bounds)]
