@@ -9,7 +9,6 @@ from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is started by its path
 import count_flops
-
 from infogan_dist.config.load import read_config
 
 # Multiplications and additions of dense layers with I inputs and O units, for a batch of N: 2 N I O.
