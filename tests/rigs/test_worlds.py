@@ -36,7 +36,8 @@ QUICKSTART = (
 )
 
 # In fp64 gradients are rounded by about 1e-16, and Adam divides them by its eps, 1e-8, where they are
-# smaller than that. With a learning rate of 1e-3 such a weight moves by 1e-11 in each step, 1e-10 of the largest ones.
+# smaller than that. With a learning rate of 1e-3 such a weight moves by 1e-11 in each step, 1e-10 of the
+# largest ones.
 FP64 = 1e-9
 # Sums of fp32 numbers of order 1, rounded to 6e-8, in one forward pass of each network. Later steps are not
 # compared: Adam's first step is the gradient's sign, so that rounding decides where a gradient is near 0.
