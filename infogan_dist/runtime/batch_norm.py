@@ -137,6 +137,25 @@ def untracked(*networks: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+@torch.no_grad()
+def set_running_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set a network's running statistics to their mean over batches of its inputs; it is left in evaluation.
+
+    Running statistics of training lag behind the weights, and an average of the weights never had any.
+    """
+    layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean
+    network.train()
+    for batch in batches if layers else ():
+        network(batch)
+    network.eval()
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+
+
 def refuse_single_images(share: BatchShare, networks: Iterable[nn.Module]) -> None:
     """Refuse batches of one image, for which the variance of a dense layer's output is not defined.
 

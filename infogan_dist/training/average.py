@@ -5,7 +5,10 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Updates the exponential moving average of a network's weights and running statistics.
+    """Updates the exponential moving average of a network's weights.
+
+    An average of batch norm's running statistics would be that of networks with other weights:
+    `runtime.batch_norm.set_running_statistics` computes those of the averaged network before it is used.
 
     Args:
         average: the network that holds the average.
@@ -17,11 +20,8 @@ class WeightAverage:
     """
 
     def __init__(self, average: nn.Module, network: nn.Module, decay: float):
-        trained = network.state_dict()
-        pairs = [(mean, trained[name]) for name, mean in average.state_dict().items()]
-        self._means = [mean for mean, _ in pairs if mean.is_floating_point()]
-        self._values = [value for mean, value in pairs if mean.is_floating_point()]
-        self._counters = [(mean, value) for mean, value in pairs if not mean.is_floating_point()]
+        self._means: list[Tensor] = [*average.parameters()]
+        self._values: list[Tensor] = [*network.parameters()]
         self._decay = decay
         self.weight = self._means[0].new_zeros(())
 
@@ -38,5 +38,3 @@ class WeightAverage:
         change = torch._foreach_sub(self._values, self._means)
         torch._foreach_mul_(change, self.weight * ~suppressed)
         torch._foreach_add_(self._means, change)
-        for mean, value in self._counters:
-            mean.copy_(value)

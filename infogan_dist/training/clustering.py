@@ -21,7 +21,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from infogan_dist.config.schema import Config
 from infogan_dist.data.images import to_float
@@ -36,6 +35,7 @@ from infogan_dist.model.clustering import (
 from infogan_dist.model.networks import Classifier
 from infogan_dist.model.views import VIEW_UNIFORMS, distort
 from infogan_dist.rng import permutation, uniforms
+from infogan_dist.runtime.batch_norm import set_running_statistics
 from infogan_dist.runtime.distributed import Engine
 from infogan_dist.runtime.metrics import Terms
 from infogan_dist.training.average import WeightAverage
@@ -192,21 +192,14 @@ class ClusteringStep:
         table[rows.start : rows.stop] = torch.cat(own)
         return self.engine.sum(table)
 
-    @torch.no_grad()
     def _set_statistics(self, classifier: Classifier) -> None:
-        """Set batch norm's statistics to the mean over some batches of real images.
+        """Set batch norm's statistics to those of real images.
 
-        Those of training belong to distorted images, and to weights that have changed since. Every process
-        computes the same.
+        Those of training belong to distorted images. Every process computes the same.
         """
-        layers = [m for m in classifier.modules() if isinstance(m, _BatchNorm)]
         order = torch.from_numpy(permutation(self.config.seed, "clustering/statistics", 0, len(self.images)))
-        classifier.train()
-        for i, rows in enumerate(order.split(STATISTICS_BATCH)[:STATISTICS_BATCHES]):
-            for layer in layers:
-                layer.momentum = 1 / (i + 1)
-            classifier(self._float_images(rows))
-        classifier.eval()
+        batches = order.split(STATISTICS_BATCH)[:STATISTICS_BATCHES]
+        set_running_statistics(classifier, (self._float_images(rows) for rows in batches))
 
     def _float_images(self, rows: Tensor | slice) -> Tensor:
         return to_float(self.images[rows].to(self.engine.device), self.engine.dtype)

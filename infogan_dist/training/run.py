@@ -175,10 +175,8 @@ class Run:
             now = describe_machine(self.engine.device, self.engine.world)
             changed = [f"{k}: {before[k]} -> {now[k]}" for k in now if k in before and before[k] != now[k]]
             if changed and self.engine.is_main:
-                logger.warning(
-                    "the run continues on another machine (%s): results are equal to rounding only",
-                    "; ".join(changed),
-                )
+                message = "the run continues on another machine (%s): results are equal to rounding only"
+                logger.warning(message, "; ".join(changed))
 
     def _warm_up(self) -> None:
         if self.engine.world == 1:
@@ -263,10 +261,10 @@ class Run:
         from infogan_dist.scores.score import ScoreUnavailableError
         from infogan_dist.scores.scored_model import ScoredModel
 
-        networks = self.state.networks()
+        self.train_step.set_average_statistics()
 
         def load(name: str, network: nn.Module) -> None:
-            network.load_state_dict(networks[name].state_dict())
+            network.load_state_dict(self.state.networks()[name].state_dict())
 
         try:
             result = evaluate(ScoredModel(self.engine, self.config, load, self.manifest, self.test))
@@ -297,6 +295,7 @@ class Run:
         """Draw samples and traversals of the averaged generator, on the main process."""
         if self.engine.is_main:
             with self.engine.timed("drawing"):
+                self.train_step.set_average_statistics()
                 pictures = run_pictures(self.state.ema, self.spec, self.config.seed)
                 tracking.log_pictures(self.engine.accelerator, pictures, self.state.step)
 
@@ -322,8 +321,9 @@ class Run:
                 "metrics": self.metrics,
                 "window": window,
             }
-            networks, optimizers = self.state.networks(), self.state.optimizers()
             with self.engine.timed("saving a checkpoint"):
+                self.train_step.set_average_statistics()
+                networks, optimizers = self.state.networks(), self.state.optimizers()
                 folder = self.folder.save(self.config, networks, optimizers, metadata)
             if folder is not None:
                 tracking.log_checkpoint(self.engine.accelerator, folder, self.state.step)

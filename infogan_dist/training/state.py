@@ -145,11 +145,12 @@ def initial_state(
         networks: G, D and Q with their initial weights.
         clustering: of the first stage, if the run has one.
     """
+    # Its batch norm is that of one process, since it is not trained.
+    ema = copy.deepcopy(networks[0]).requires_grad_(False).to(engine.device, engine.dtype).eval()
     generator, discriminator, recognition = (engine.place(n) for n in networks)
     assert isinstance(generator, Generator)
     assert isinstance(discriminator, Discriminator)
     assert isinstance(recognition, RecognitionNetwork)
-    ema = copy.deepcopy(generator).requires_grad_(False)
     if config.train.compile:
         for network in (generator, discriminator, recognition):
             # The compiler would convert convolutions to channels last, which failed on a GPU for images of

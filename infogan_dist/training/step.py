@@ -10,7 +10,7 @@ The algorithm (Chen et al. 2016, arXiv 1606.03657, eq. 6), with `q_step=discrimi
     6   freeze D and Q
     7   L_G = loss.generator(D(fake)), and L_I again with the updated Q
     8   update G by Adam on L_G - L_I
-    9   average of G = decay * average + (1 - decay) * G
+    9   average of G's weights = decay * average + (1 - decay) * weights
 
 With `q_step=generator` line 5 leaves Q out and line 8 includes it. With `d_updates=split` lines 4 and 5 are
 done twice: on half a batch of real images, then on every second generated image. With accumulation lines 2
@@ -27,12 +27,14 @@ from infogan_dist.config.batch_share import BatchShare
 from infogan_dist.config.schema import Config
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.latents import Latents, LatentSpec
-from infogan_dist.runtime.batch_norm import refuse_single_images, untracked
+from infogan_dist.runtime.batch_norm import refuse_single_images, set_running_statistics, untracked
 from infogan_dist.runtime.distributed import Engine, TrainablePart
 from infogan_dist.runtime.metrics import Terms
 from infogan_dist.training.average import WeightAverage
 from infogan_dist.training.objective import Objective, at_least_fp32
 from infogan_dist.training.state import TrainState
+
+STATISTICS_BATCH, STATISTICS_BATCHES = 256, 8  # of generated images, for the averaged generator's batch norm
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,16 @@ class TrainStep:
         for part in (self.state.d, self.state.g):
             part.optimizer.zero_grad()
         restore(None)
+
+    def set_average_statistics(self) -> None:
+        """Set the averaged generator's running statistics, before it is used.
+
+        They are a function of its weights and of the seed, so that it does not matter how often this is done.
+        """
+        starts = range(0, STATISTICS_BATCH * STATISTICS_BATCHES, STATISTICS_BATCH)
+        seed, engine = self.config.seed, self.engine
+        samples = (self.spec.sample(seed, "statistics", i, STATISTICS_BATCH, engine.dtype) for i in starts)
+        set_running_statistics(self.state.ema, (s.vector.to(engine.device) for s in samples))
 
     def _generate(self, latents: Latents) -> Tensor:
         with self.engine.autocast():

@@ -160,9 +160,8 @@ class StepsByHand:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Average G's weights and running statistics, with a decay that starts low."""
+        """Average G's weights, with a decay that starts low."""
         decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
-        live = self.g.state_dict()
-        for name, mean in self.networks["generator_ema"].state_dict().items():
-            exact = decay * mean + (1 - decay) * live[name] if mean.is_floating_point() else live[name]
-            mean.copy_(exact)
+        live = dict(self.g.named_parameters())
+        for name, mean in self.networks["generator_ema"].named_parameters():
+            mean.copy_(decay * mean + (1 - decay) * live[name])
