@@ -24,6 +24,24 @@ NORMED = (
     "networks.recognition=[{kind: dense, out: 16, then: [batchnorm, lrelu]}]",
 )
 
+# A first stage with balanced targets, a search by features and consistency, and all options of the recipe.
+CLUSTERED = (
+    "networks.classifier=[{kind: conv, out: 4, kernel: 3, then: [batchnorm, lrelu, maxpool]},"
+    "{kind: dense, out: 8, then: [batchnorm, lrelu]}]",
+    "networks.init_std=null",
+    "clustering.steps=4",
+    "clustering.batch_size=24",
+    "clustering.balanced_steps=2",
+    "clustering.rebuild_every=2",
+    "objective.loss=relativistic",
+    "objective.r1=0.3",
+    "objective.r2=0.3",
+    "objective.penalty_every=2",
+    "objective.equivariance={style.0: shear, style.1: dilation}",
+    "optim.decay=0.5",
+    "train.steps=8",
+)
+
 
 def create_train_step(folder: Path, *overrides: str, graphed: bool = False) -> TrainStep:
     """Return a step with new networks from overrides of the small config, in fp64 unless overridden.

@@ -12,23 +12,7 @@ from infogan_dist.data.sources import Source
 from infogan_dist.data.write import write_shard_set
 from infogan_dist.inference import load_model
 from tests.conftest import Runner, line_of, read_metrics
-
-CLUSTERED = (
-    "networks.classifier=[{kind: conv, out: 4, kernel: 3, then: [batchnorm, lrelu, maxpool]},"
-    "{kind: dense, out: 8, then: [batchnorm, lrelu]}]",
-    "networks.init_std=null",
-    "clustering.steps=4",
-    "clustering.batch_size=24",
-    "clustering.balanced_steps=2",
-    "clustering.rebuild_every=2",
-    "objective.loss=relativistic",
-    "objective.r1=0.3",
-    "objective.r2=0.3",
-    "objective.penalty_every=2",
-    "objective.equivariance={style.0: shear, style.1: dilation}",
-    "optim.decay=0.5",
-    "train.steps=8",
-)
+from tests.training.steps import CLUSTERED
 
 
 def state_of(run: Path, step: int) -> dict[str, torch.Tensor]:
