@@ -6,14 +6,20 @@ from pathlib import Path
 from infogan_dist.console import exit_on_user_error, set_up_logging
 from infogan_dist.data.shards import Manifest
 from infogan_dist.data.sources import IMAGE_OPTIONS, SOURCES, SourceEntry, image_shape
-from infogan_dist.data.write import create_once, index_tars, write_shard_set
+from infogan_dist.data.write import (
+    create_once,
+    index_differences,
+    index_tars,
+    source_differences,
+    write_shard_set,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser, with a subcommand for every source and one for existing tars.
 
-    Each sets `create`, a function from the options and the output folder to the manifest, and `folder_name`,
-    a function from the options to the name of the default output folder.
+    Each sets `create`, a function from the options and the output folder to the manifest and whether it is
+    new, and `folder_name`, a function from the options to the name of the default output folder.
     """
     parser = argparse.ArgumentParser(prog="make_shards", description=__doc__)
     subcommands = parser.add_subparsers(dest="kind", required=True, metavar="SOURCE")
@@ -34,8 +40,13 @@ def _add_source(parser: argparse.ArgumentParser, name: str, entry: SourceEntry) 
     parser.add_argument("--shards", type=int, help="their number; best a multiple of data.lanes [by size]")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle [0]")
 
-    def create(options: argparse.Namespace, out: Path) -> Manifest:
-        return write_shard_set(entry.create(options), out, options.shards, options.seed)
+    def create(options: argparse.Namespace, out: Path) -> tuple[Manifest, bool]:
+        arguments = entry.create(options), options.shards, options.seed
+        return create_once(
+            out,
+            lambda: write_shard_set(arguments[0], out, *arguments[1:]),
+            lambda manifest: source_differences(manifest, *arguments),
+        )
 
     parser.set_defaults(create=create, folder_name=lambda options: name + entry.suffix(options))
 
@@ -51,8 +62,13 @@ def _add_tars(parser: argparse.ArgumentParser) -> None:
     for flag, arguments in IMAGE_OPTIONS.items():
         parser.add_argument(flag, **arguments)
 
-    def create(options: argparse.Namespace, out: Path) -> Manifest:
-        return index_tars(options.urls, out, options.name, image_shape(options), options.skip_broken)
+    def create(options: argparse.Namespace, out: Path) -> tuple[Manifest, bool]:
+        shape = image_shape(options)
+        return create_once(
+            out,
+            lambda: index_tars(options.urls, out, options.name, shape, options.skip_broken),
+            lambda manifest: index_differences(manifest, options.urls, options.name, shape),
+        )
 
     parser.set_defaults(create=create, folder_name=lambda options: "tars")
 
@@ -62,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging(options.quiet)
     with exit_on_user_error():
         out = options.out or Path("shards") / options.folder_name(options)
-        manifest, is_new = create_once(out, lambda: options.create(options, out))
+        manifest, is_new = options.create(options, out)
     if not is_new:
         print(f"{out}: already a shard set of {manifest.samples:,} images; remove it to create it again")
         return

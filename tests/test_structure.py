@@ -44,8 +44,9 @@ MODULES = {
     ),
     "model": ("clustering", "views", "losses", "networks", "layers", "latents", "codes"),
     "data": (
-        "write", "sources", "idx", "source", "neighbours", "finite", "resident", "loader", "order", "shards",
-        "images", "fetch", "filesystems", "transport", "hub", "s3", "cache", "urls",
+        "write", "encode", "shard_folder", "sources", "idx", "source", "neighbours", "finite",
+        "resident", "loader", "order", "shards", "images", "fetch", "filesystems", "transport", "hub", "s3",
+        "cache", "urls",
     ),
     "config": ("load", "help", "validate", "batch_share", "schema", "clustering", "codes", "fields"),
 }  # fmt: skip

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,8 @@ class Manifest:
         shards: the tar files.
         fit: whether images of other sizes or modes are fitted to `image_shape` when read (else refused).
         factors: number of values of each known factor of variation, by name; empty if none is known.
+        origin: how `make_shards` created the set: the seed of its shuffle, and a checksum of some images of
+            the source; empty if unknown.
         location: folder or URL of the manifest, to which shard URLs are relative; not part of the file.
     """
 
@@ -61,6 +64,7 @@ class Manifest:
     shards: list[Shard]
     fit: bool = False
     factors: dict[str, int] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
     location: str = field(default="", compare=False)
 
     @property
@@ -117,8 +121,9 @@ def load_manifest(location: str) -> Manifest:
         channels, height, width = tree["image_shape"]
         shape = (int(channels), int(height), int(width))
         factors = {str(name): int(size) for name, size in tree.get("factors", {}).items()}
+        origin = dict(tree.get("origin", {}))
         manifest = Manifest(
-            tree["name"], shape, list(tree["label_names"]), shards, bool(tree["fit"]), factors, base
+            tree["name"], shape, list(tree["label_names"]), shards, bool(tree["fit"]), factors, origin, base
         )
     except FileNotFoundError:
         raise DataError(

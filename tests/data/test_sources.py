@@ -21,9 +21,11 @@ def test_the_installed_digits_are_500_of_each():
     assert image.max() > 200
 
 
-def save_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> None:
+def save_image(
+    path: Path, size: tuple[int, int], mode: str = "RGB", colour: int | tuple[int, ...] = 0
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size).save(path)
+    Image.new(mode, size, colour).save(path)
 
 
 def test_class_folders_become_labels(tmp_path: Path):
