@@ -1,19 +1,15 @@
-"""Writing shard sets: from a source of images, or as a manifest of existing WebDataset tars."""
+"""Writing shard sets from a source of images."""
 
-import glob
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import braceexpand
 import numpy as np
 
 from infogan_dist.console import progress
-from infogan_dist.data.fetch import Store
-from infogan_dist.data.images import decode_image, encode_png
+from infogan_dist.data.images import encode_png
 from infogan_dist.data.shards import (
     FACTORS_TYPE,
     LABEL_TYPE,
@@ -21,20 +17,16 @@ from infogan_dist.data.shards import (
     NO_LABEL,
     Manifest,
     Shard,
-    decode_label,
     load_manifest,
-    samples_of,
     write_manifest,
 )
 from infogan_dist.data.sources import Source
-from infogan_dist.data.urls import is_remote, redact_url
 from infogan_dist.errors import DataError
 from infogan_dist.files import atomic_write
 from infogan_dist.rng import permutation
 
 DEFAULT_SHARDS = 8  # the default number of lanes: an epoch then contains each sample once
 SHARD_BYTES = 64 * 2**20  # of a decoded shard; a process has one shard of each of its lanes in memory
-logger = logging.getLogger(__name__)
 
 
 def create_once(out: Path, create: Callable[[], Manifest]) -> tuple[Manifest, bool]:
@@ -97,51 +89,6 @@ def write_shard_set(source: Source, out: Path, shards: int | None = None, seed: 
     return manifest
 
 
-def index_tars(
-    urls: list[str], out: Path, name: str, shape: tuple[int, int, int] | None, skip_broken: bool = False
-) -> Manifest:
-    """Write the manifest of existing WebDataset tars, which are read but not copied.
-
-    Args:
-        urls: paths and URLs; `{0000..0099}` and, in paths, `*` are expanded.
-        out: folder of the manifest; created where it is missing.
-        name: the data's name.
-        shape: (channels, height, width) to which images are fitted when read; None: all must have one shape.
-        skip_broken: include samples that cannot be decoded, for a run with data.on_error=skip.
-
-    Raises:
-        DataError: a tar is missing or broken, or contains a sample that cannot be decoded.
-    """
-    required, shards, labels, broken = shape, [], {NO_LABEL}, 0
-    expanded = _expand(urls)
-    with progress(len(expanded), "tar", description=f"index of {name}") as bar:
-        for url in expanded:
-            shard, samples = _read_tar(url)
-            shards.append(shard)
-            for key, member in samples:
-                where = f"{shard.url}, {key}"
-                try:
-                    image = decode_image(member, where, required, fit=shape is not None)
-                    labels.add(decode_label(member, where))
-                except DataError:
-                    if not skip_broken:
-                        raise
-                    broken += 1
-                    continue
-                channels, height, width = image.shape
-                required = required or (channels, height, width)
-            bar.update()
-    if required is None:
-        raise DataError(f"{', '.join(urls)}: no sample can be decoded; use other tars")
-    if broken:
-        logger.warning("%d samples cannot be decoded; train with data.on_error=skip", broken)
-    out.mkdir(parents=True, exist_ok=True)
-    names = [str(i) for i in range(max(labels) + 1)]
-    manifest = Manifest(name, required, names, shards, fit=shape is not None, location=str(out))
-    write_manifest(manifest, out)
-    return manifest
-
-
 def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int, Sequence[int]]]) -> Shard:
     """Write samples (key, image uint8 [C, H, W], label, factors) into a tar, atomically.
 
@@ -166,38 +113,3 @@ def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int, Sequen
             count += 1
     content = path.read_bytes()
     return Shard(path.name, count, len(content), hashlib.sha256(content).hexdigest())
-
-
-def _read_tar(url: str) -> tuple[Shard, list[tuple[str, dict[str, bytes]]]]:
-    """Return the manifest's entry for a tar, and its samples by key."""
-    location = _absolute_url(url)
-    try:
-        content = Store().read(location)
-    except FileNotFoundError:
-        raise DataError(f"{location}: no such tar; check the path or URL") from None
-    samples = list(samples_of(content, location))
-    if not samples:
-        raise DataError(f"{location}: contains no samples; leave it out")
-    return Shard(location, len(samples), len(content), hashlib.sha256(content).hexdigest()), samples
-
-
-def _absolute_url(url: str) -> str:
-    """Return a tar's location for the manifest. Raises `DataError` for a URL with credentials."""
-    if not is_remote(url):
-        return str(Path(url).resolve())
-    if redact_url(url) != url:
-        raise DataError(
-            f"{redact_url(url)}: its password or query would be readable in the manifest; give a URL without "
-            "(hf://, s3:// and gs:// URLs take credentials from the environment)"
-        )
-    return url
-
-
-def _expand(urls: list[str]) -> list[str]:
-    expanded: list[str] = []
-    for pattern in urls:
-        for url in braceexpand.braceexpand(pattern):
-            expanded += [url] if is_remote(url) or "*" not in url else sorted(glob.glob(url))
-    if not expanded:
-        raise DataError(f"{', '.join(urls)}: no such tars; check the pattern")
-    return expanded
