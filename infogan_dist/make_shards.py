@@ -4,15 +4,20 @@ import argparse
 from pathlib import Path
 
 from infogan_dist.console import exit_on_user_error, set_up_logging
+from infogan_dist.data.existing import create_once, index_differences, source_differences
+from infogan_dist.data.images import IMAGE_TYPES, has_image
+from infogan_dist.data.index import TarOptions, index_tars
 from infogan_dist.data.shards import Manifest
-from infogan_dist.data.sources import IMAGE_OPTIONS, SOURCES, SourceEntry, image_shape
-from infogan_dist.data.write import (
-    create_once,
-    index_differences,
-    index_tars,
-    source_differences,
-    write_shard_set,
+from infogan_dist.data.sources import (
+    BACKGROUND_OPTION,
+    IMAGE_OPTIONS,
+    SOURCES,
+    SourceEntry,
+    image_background,
+    image_shape,
 )
+from infogan_dist.data.write import write_shard_set
+from infogan_dist.errors import ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,18 +61,25 @@ def _add_tars(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-broken",
         action="store_true",
-        help="include samples that cannot be decoded, instead of refusing",
+        help="include samples that cannot be decoded and leave out broken tars, instead of refusing",
+    )
+    parser.add_argument(
+        "--image", metavar="ENDING", help="of the image, such as jpg, if samples contain several"
     )
     parser.add_argument("--name", default="tars", help="the data's name")
-    for flag, arguments in IMAGE_OPTIONS.items():
+    for flag, arguments in {**IMAGE_OPTIONS, **BACKGROUND_OPTION}.items():
         parser.add_argument(flag, **arguments)
 
     def create(options: argparse.Namespace, out: Path) -> tuple[Manifest, bool]:
-        shape = image_shape(options)
+        image = None if options.image is None else options.image.lower().lstrip(".")
+        if image is not None and not has_image([image]):
+            raise ConfigError(f"--image: {image} is no image; use one of {', '.join(IMAGE_TYPES)}")
+        background = image_background(options)
+        read = TarOptions(image_shape(options), background, image, options.skip_broken)
         return create_once(
             out,
-            lambda: index_tars(options.urls, out, options.name, shape, options.skip_broken),
-            lambda manifest: index_differences(manifest, options.urls, options.name, shape),
+            lambda: index_tars(options.urls, out, options.name, read),
+            lambda manifest: index_differences(manifest, options.urls, options.name, read),
         )
 
     parser.set_defaults(create=create, folder_name=lambda options: "tars")

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import math
-import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from infogan_dist.data.fetch import Store
-from infogan_dist.data.images import decode_image
+from infogan_dist.data.images import decode_image, has_image
+from infogan_dist.data.tars import TarReader, uncompressed
 from infogan_dist.data.urls import is_remote, redact_url
 from infogan_dist.errors import DataError
 from infogan_dist.files import write_text
@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 LABEL_TYPE = "cls"
 FACTORS_TYPE = "factors.json"  # a list of integers, the value of each known factor
 NO_LABEL = -1
+MAX_CLASSES = 1_000_000  # Every class up to the largest label gets a name.
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ class Manifest:
         shards: the tar files.
         fit: whether images of other sizes or modes are fitted to `image_shape` when read (else refused).
         factors: number of values of each known factor of variation, by name; empty if none is known.
-        origin: how `make_shards` created the set: the seed of its shuffle, and a checksum of some images of
-            the source; empty if unknown.
+        background: colour under transparent pixels; None: transparency is ignored.
+        image: ending of the image among the files of a sample; None: a sample has one image only.
+        origin: how `make_shards` created the set: the seed of its shuffle and a checksum of some images of
+            the source, or the tars that were left out; empty if unknown.
         location: folder or URL of the manifest, to which shard URLs are relative; not part of the file.
     """
 
@@ -64,6 +67,8 @@ class Manifest:
     shards: list[Shard]
     fit: bool = False
     factors: dict[str, int] = field(default_factory=dict)
+    background: str | None = None
+    image: str | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     location: str = field(default="", compare=False)
 
@@ -85,6 +90,8 @@ class Manifest:
     def fingerprint(self) -> str:
         """Return a SHA-256 of the images, wherever the set is stored; equal for two copies of a set."""
         content = [self.image_shape, self.fit, [(s.samples, s.sha256) for s in self.shards]]
+        if self.background is not None or self.image is not None:
+            content += [self.background, self.image]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -121,9 +128,17 @@ def load_manifest(location: str) -> Manifest:
         channels, height, width = tree["image_shape"]
         shape = (int(channels), int(height), int(width))
         factors = {str(name): int(size) for name, size in tree.get("factors", {}).items()}
-        origin = dict(tree.get("origin", {}))
         manifest = Manifest(
-            tree["name"], shape, list(tree["label_names"]), shards, bool(tree["fit"]), factors, origin, base
+            tree["name"],
+            shape,
+            list(tree["label_names"]),
+            shards,
+            bool(tree["fit"]),
+            factors,
+            tree.get("background"),
+            tree.get("image"),
+            dict(tree.get("origin", {})),
+            location=base,
         )
     except FileNotFoundError:
         raise DataError(
@@ -179,8 +194,10 @@ def read_shard(
     for i, (key, member) in enumerate(samples):
         where = f"{url}, {key}"
         try:
-            images[i] = decode_image(member, where, manifest.image_shape, manifest.fit)
-            labels[i] = decode_label(member, where)
+            images[i] = decode_image(
+                member, where, manifest.image_shape, manifest.fit, manifest.background, manifest.image
+            )
+            labels[i] = decode_label(member, where, len(manifest.label_names) or MAX_CLASSES)
             factors[i] = decode_factors(member, where, manifest.factors)
         except DataError as error:
             if not skip:
@@ -219,27 +236,32 @@ def fetch_shard(manifest: Manifest, index: int, store: Store) -> tuple[str, byte
 
 
 def samples_of(content: bytes, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield the samples of a tar as (key, bytes by file ending), grouped as by WebDataset."""
-    # Imported only now because it imports torch, and a refused command line has to answer sooner.
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    try:
-        for sample in group_by_keys(tar_file_expander([{"url": url, "stream": io.BytesIO(content)}])):
-            members = {k: v for k, v in sample.items() if not k.startswith("__")}
-            if members:
-                yield sample["__key__"], members
-    except (tarfile.TarError, ValueError, EOFError) as error:
-        raise DataError(f"{url}: not a readable tar ({error}); replace it") from None
+    """Yield the samples of a tar as (key, bytes by file ending). Files without an image are no sample."""
+    for sample in TarReader(uncompressed(io.BytesIO(content)), url):
+        if has_image(sample.files):
+            yield sample.key, sample.files
 
 
-def decode_label(member: dict[str, bytes], where: str) -> int:
-    """Return the class of a sample, -1 if it has none. Raises `DataError`, naming the sample `where`."""
+def decode_label(member: dict[str, bytes], where: str, classes: int = MAX_CLASSES) -> int:
+    """Return the class of a sample, -1 if it has none.
+
+    Args:
+        member: the sample's files by ending.
+        where: name of the sample in error messages.
+        classes: number of classes.
+
+    Raises:
+        DataError: the label is not the number of a class.
+    """
     if LABEL_TYPE not in member:
         return NO_LABEL
     try:
-        return int(member[LABEL_TYPE])
+        label = int(member[LABEL_TYPE])
     except ValueError:
         raise DataError(f"{where}.{LABEL_TYPE}: not an integer; correct it") from None
+    if not NO_LABEL <= label < classes:
+        raise DataError(f"{where}.{LABEL_TYPE}: not a class from 0 to {classes - 1:,}; correct it")
+    return label
 
 
 def decode_factors(member: dict[str, bytes], where: str, sizes: dict[str, int]) -> list[int]:
@@ -260,6 +282,6 @@ def decode_factors(member: dict[str, bytes], where: str, sizes: dict[str, int]) 
         if [0 <= int(v) < size for v, size in zip(values, sizes.values(), strict=True)].count(False):
             raise ValueError(f"{values} beyond {list(sizes.values())}")
         return [int(v) for v in values]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         reason = f"not the values of {', '.join(sizes)} ({error})"
         raise DataError(f"{where}.{FACTORS_TYPE}: {reason}; correct them") from None

@@ -1,17 +1,16 @@
 """Sources of images for shard sets. A new one needs a function and an entry in `SOURCES`, no more."""
 
 import math
-import os
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
+from infogan_dist.data.folder import open_folder
 from infogan_dist.data.idx import CLASS_NAMES, DIGITS, MNIST_FILES, idx, mnist
-from infogan_dist.data.images import as_array
-from infogan_dist.data.shards import NO_LABEL
 from infogan_dist.data.source import Options, Source, SourceEntry, labelled_arrays
 from infogan_dist.errors import ConfigError, DataError
 
@@ -23,11 +22,20 @@ SPRITES = {
     "triangle": [(1.0, 0.0), (-0.5, 0.85), (-0.5, -0.85)],
 }
 OVERSAMPLING = 4  # Sprites are drawn at this multiple of their size and reduced, for smooth edges.
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # For sources with images of any size; `image_shape` reads them.
 IMAGE_OPTIONS: Options = {
-    "--size": {"type": int, "help": "height and width in pixels, to which images are scaled and cropped"},
+    "--size": {
+        "metavar": "PIXELS",
+        "help": "32 or 32x24 (width x height), to which images are scaled and cropped",
+    },
     "--mode": {"choices": ("grey", "colour"), "help": "with --size [colour]"},
+}
+# For sources with image files; `image_background` reads it.
+BACKGROUND_OPTION: Options = {
+    "--background": {
+        "metavar": "COLOUR",
+        "help": "under transparent pixels: a name or #rrggbb [transparency is ignored]",
+    },
 }
 
 
@@ -79,37 +87,25 @@ def _draw_sprite(shape: int, radius: float, angle: float, x: float, y: float, si
     return np.asarray(canvas.resize((side, side), Image.Resampling.BOX))[None]
 
 
-def folder(path: Path, shape: tuple[int, int, int] | None) -> Source:
+def folder(
+    path: Path,
+    shape: tuple[int, int, int] | None,
+    background: str | None = None,
+    skip_broken: bool = False,
+) -> Source:
     """Return the images of class folders (`cats/001.jpg`), or of one folder, then without labels.
 
     Args:
-        path: the folder.
+        path: the folder. Hidden files and folders are left out; links are followed.
         shape: (channels, height, width) to which images are fitted; None: all must have the same shape.
+        background: colour under transparent pixels; None: transparency is ignored.
+        skip_broken: leave out images that cannot be read or have another shape, instead of refusing.
 
     Raises:
-        DataError: there are no images, or one cannot be read, or has another shape when it is read.
+        DataError: there are no images, or some cannot be used.
     """
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder; check the path")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
-    if not files:
-        raise DataError(f"{path}: no images in it; add files of type {', '.join(IMAGE_ENDINGS)}")
-    classes = sorted({p.relative_to(path).parts[0] for p in files if p.parent != path})
-    if classes and any(p.parent == path for p in files):
-        raise DataError(f"{path}: some images are in class folders and some are not; move these into one")
-    first = _read_image(files[0], shape).shape
-
-    def read(i: int) -> tuple[np.ndarray, int]:
-        image = _read_image(files[i], shape)
-        if image.shape != first:
-            mode = "grey" if first[0] == 1 else "colour"
-            raise DataError(
-                f"{files[i]}: shape {list(image.shape)} (channels, height, width) instead of {list(first)} "
-                f"as of {files[0].name}; fit them all with --size {min(first[1:])} --mode {mode}"
-            )
-        return image, classes.index(files[i].relative_to(path).parts[0]) if classes else NO_LABEL
-
-    return Source(path.resolve().name, len(files), classes, read)
+    images = open_folder(path, shape, background, skip_broken)
+    return Source(path.resolve().name, len(images.files), list(images.classes), images.read)
 
 
 def image_shape(options: Namespace) -> tuple[int, int, int] | None:
@@ -118,17 +114,29 @@ def image_shape(options: Namespace) -> tuple[int, int, int] | None:
         if options.mode:
             raise ConfigError("--mode: needs --size; add it, such as --size 32")
         return None
-    if options.size < 1:
-        raise ConfigError(f"--size: {options.size} is not a number of pixels; use 1 or more")
-    return (1 if options.mode == "grey" else 3, options.size, options.size)
+    parts = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", options.size)
+    width = int(parts[1]) if parts else 0
+    height = int(parts[2] or width) if parts else 0
+    if min(width, height) < 1:
+        raise ConfigError(
+            f"--size: {options.size} is not a number of pixels; use 1 or more, or WIDTHxHEIGHT such as 32x24"
+        )
+    return (1 if options.mode == "grey" else 3, height, width)
 
 
-def _read_image(path: Path, shape: tuple[int, int, int] | None) -> np.ndarray:
+def image_background(options: Namespace) -> str | None:
+    """Return the colour of `--background` as #rrggbb, or None. Raises `ConfigError`."""
+    if options.background is None:
+        return None
     try:
-        with Image.open(path) as image:
-            return as_array(image, shape)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{os.fspath(path)}: not a readable image ({error}); replace or remove it") from None
+        red, green, blue, *alpha = ImageColor.getrgb(options.background)
+        if alpha:
+            raise ValueError("a background is opaque")
+    except ValueError:
+        raise ConfigError(
+            f"--background: {options.background} is not a colour; use a name such as white, or #rrggbb"
+        ) from None
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def _split_suffix(options: Namespace) -> str:
@@ -172,7 +180,17 @@ SOURCES = {
     ),
     "folder": SourceEntry(
         "images in class folders (cats/001.jpg), or in one folder",
-        lambda options: folder(options.source, image_shape(options)),
-        {"--from": {"dest": "source", "type": Path, "required": True, "help": "the folder"}, **IMAGE_OPTIONS},
+        lambda options: folder(
+            options.source, image_shape(options), image_background(options), options.skip_broken
+        ),
+        {
+            "--from": {"dest": "source", "type": Path, "required": True, "help": "the folder"},
+            "--skip-broken": {
+                "action": "store_true",
+                "help": "leave out images that cannot be used, instead of refusing",
+            },
+            **IMAGE_OPTIONS,
+            **BACKGROUND_OPTION,
+        },
     ),
 }

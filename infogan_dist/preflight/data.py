@@ -105,7 +105,9 @@ def _check_shard(manifest: Manifest, index: int) -> None:
     """Read a shard and decode its first image. Raises `DataError`."""
     url, content = fetch_shard(manifest, index, Store())
     key, member = next(samples_of(content, url), ("its first sample", {}))
-    decode_image(member, f"{url}, {key}", manifest.image_shape, manifest.fit)
+    decode_image(
+        member, f"{url}, {key}", manifest.image_shape, manifest.fit, manifest.background, manifest.image
+    )
 
 
 def check_memory(context: PreflightContext, limit_file: Path = MEMORY_LIMIT) -> Findings:

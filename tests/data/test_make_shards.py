@@ -13,9 +13,11 @@ import pytest
 
 from infogan_dist import make_shards
 from infogan_dist.data import sources
+from infogan_dist.data.existing import source_differences
+from infogan_dist.data.index import TarOptions
 from infogan_dist.data.shards import load_manifest
-from infogan_dist.data.sources import IMAGE_OPTIONS, SOURCES, Source, SourceEntry
-from infogan_dist.data.write import source_differences, write_shard_set
+from infogan_dist.data.sources import BACKGROUND_OPTION, IMAGE_OPTIONS, SOURCES, Source, SourceEntry
+from infogan_dist.data.write import write_shard_set
 from infogan_dist.make_shards import build_parser, main
 from tests.conftest import images_source
 from tests.data.test_sources import save_image
@@ -37,7 +39,14 @@ def test_the_command_line_offers_the_sources_of_the_table_and_tars():
     common = {"-h", "--help", "--out", "--quiet"}
     for name, entry in SOURCES.items():
         assert flags_of(parsers[name]) == {*common, "--shards", "--seed", *entry.options}
-    assert flags_of(parsers["tars"]) == {*common, "--skip-broken", "--name", *IMAGE_OPTIONS}
+    assert flags_of(parsers["tars"]) == {
+        *common,
+        "--skip-broken",
+        "--image",
+        "--name",
+        *IMAGE_OPTIONS,
+        *BACKGROUND_OPTION,
+    }
 
 
 def test_a_new_source_needs_only_an_entry_in_the_table(
@@ -81,17 +90,52 @@ def test_every_option_has_its_default_and_reaches_the_writer(monkeypatch: pytest
         >= {"source": None, "split": "train", "shards": None, "seed": 0}.items()
     )
     options = parse(
-        ["folder", "--from", "x", "--size", "16", "--mode", "grey", "--shards", "3", "--seed", "5"]
+        [
+            "folder",
+            "--from",
+            "x",
+            "--size",
+            "16",
+            "--mode",
+            "grey",
+            "--background",
+            "white",
+            "--skip-broken",
+            "--shards",
+            "3",
+            "--seed",
+            "5",
+        ]
     )
     calls = []
-    monkeypatch.setattr(sources, "folder", lambda path, shape: (path, shape))
+    monkeypatch.setattr(sources, "folder", lambda *arguments: arguments)
     monkeypatch.setattr(make_shards, "write_shard_set", lambda *arguments: calls.append(arguments))
     options.create(options, Path("out"))
-    assert calls == [((Path("x"), (1, 16, 16)), Path("out"), 3, 5)]
-    options = parse(["tars", "a", "b", "--name", "n", "--skip-broken", "--size", "8"])
+    assert calls == [((Path("x"), (1, 16, 16), "#ffffff", True), Path("out"), 3, 5)]
+    options = parse(
+        [
+            "tars",
+            "a",
+            "b",
+            "--name",
+            "n",
+            "--skip-broken",
+            "--size",
+            "32x24",
+            "--image",
+            ".JPG",
+            "--background",
+            "#010203",
+        ]
+    )
     monkeypatch.setattr(make_shards, "index_tars", lambda *arguments: calls.append(arguments))
     options.create(options, Path("out"))
-    assert calls[1] == (["a", "b"], Path("out"), "n", (3, 8, 8), True)
+    assert calls[1] == (
+        ["a", "b"],
+        Path("out"),
+        "n",
+        TarOptions((3, 24, 32), "#010203", "jpg", skip_broken=True),
+    )
 
 
 def test_a_second_call_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

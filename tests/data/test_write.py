@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from infogan_dist.data import shard_folder, write
+from infogan_dist.data.index import index_tars
 from infogan_dist.data.shards import load_manifest, read_shard
 from infogan_dist.data.source import Source
-from infogan_dist.data.write import index_tars, write_shard_set
+from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import DataError
 from tests.conftest import ROOT, environment, images_source
 
@@ -137,7 +138,7 @@ def test_an_existing_set_is_not_replaced(tmp_path: Path):
     first = write_shard_set(images_source(16), tmp_path)
     for create in (
         lambda: write_shard_set(images_source(32), tmp_path),
-        lambda: index_tars([f"{tmp_path}/*.tar"], tmp_path, "x", None),
+        lambda: index_tars([f"{tmp_path}/*.tar"], tmp_path, "x"),
     ):
         with pytest.raises(DataError, match="already a shard set"):
             create()
