@@ -4,11 +4,13 @@ import argparse
 from pathlib import Path
 
 from infogan_dist.console import exit_on_user_error, set_up_logging
+from infogan_dist.data.dataset import MapDataset, dataset_source
 from infogan_dist.data.existing import create_index, create_source_set
 from infogan_dist.data.images import IMAGE_TYPES, has_image
 from infogan_dist.data.index import TarOptions
 from infogan_dist.data.selection import HOLDOUT_SUFFIX, SELECTION_OPTIONS, hold_out, select, selection
 from infogan_dist.data.shards import Manifest
+from infogan_dist.data.source import Source
 from infogan_dist.data.sources import (
     BACKGROUND_OPTION,
     IMAGE_OPTIONS,
@@ -21,6 +23,37 @@ from infogan_dist.data.write import num_shards
 from infogan_dist.errors import ConfigError
 
 ShardSet = tuple[Path, Manifest, bool]  # folder, manifest, whether the set is new
+
+
+def make_shards(
+    dataset: Source | MapDataset,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    image: str = "image",
+    label: str = "label",
+    shape: tuple[int, int, int] | None = None,
+    shards: int | None = None,
+    seed: int = 0,
+) -> Manifest:
+    """Return the shard set of a data set in a folder, which is written unless it is there already.
+
+    Args:
+        dataset: of torchvision, of the library datasets, or alike (see `dataset_source`); or a `Source`, for
+            which name, image, label and shape are not used.
+        out: folder of the shard set; created where it is missing.
+        name: the data's name; None: that of the data set's class.
+        image, label: keys of the samples that are mappings.
+        shape: (channels, height, width) to which PIL images are fitted; None: all must have the same shape.
+        shards: number of shards; None: a multiple of 8 such that a decoded shard takes at most 64 MiB.
+        seed: of the shuffle.
+
+    Raises:
+        DataError: a sample is of another type, the folder has another shard set or other tars, or it cannot
+            be written.
+    """
+    source = dataset if isinstance(dataset, Source) else dataset_source(dataset, name, image, label, shape)
+    return create_source_set(source, Path(out), shards, seed)[0]
 
 
 def build_parser() -> argparse.ArgumentParser:
