@@ -5,7 +5,7 @@ from pathlib import Path
 
 from infogan_dist.console import exit_on_user_error, set_up_logging
 from infogan_dist.data.images import IMAGE_TYPES, has_image
-from infogan_dist.data.index import TarOptions, index_tars
+from infogan_dist.data.index import index_tars
 from infogan_dist.data.shards import Manifest
 from infogan_dist.data.sources import (
     BACKGROUND_OPTION,
@@ -15,6 +15,7 @@ from infogan_dist.data.sources import (
     image_background,
     image_shape,
 )
+from infogan_dist.data.tar_index import TarOptions
 from infogan_dist.data.write import create_once, write_shard_set
 from infogan_dist.errors import ConfigError
 

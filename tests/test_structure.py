@@ -44,9 +44,9 @@ MODULES = {
     ),
     "model": ("clustering", "views", "losses", "networks", "layers", "latents", "codes"),
     "data": (
-        "index", "sortedness", "write", "sources", "folder", "problems", "neighbours", "finite", "resident",
-        "loader", "order", "shards", "tars", "images", "fetch", "filesystems", "transport", "hub", "s3",
-        "cache", "urls",
+        "reshard", "index", "tar_index", "sortedness", "write", "sources", "folder", "problems",
+        "neighbours", "finite", "resident", "loader", "order", "shards", "tars", "images", "fetch",
+        "filesystems", "transport", "hub", "s3", "cache", "urls",
     ),
     "config": ("load", "help", "validate", "batch_share", "schema", "clustering", "codes", "fields"),
 }  # fmt: skip

@@ -140,7 +140,7 @@ def _usable(folder: ImageFolder, skip_broken: bool) -> ImageFolder:
             folder = folder if folder.example else replace(folder, example=(folder.files[i].name, shape))
             folder.require_shape(i, shape)
         except DataError as error:
-            problems.add([str(error)])
+            problems.add(str(error))
             continue
         usable.append(folder.files[i])
         animated += has_frames

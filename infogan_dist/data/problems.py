@@ -1,7 +1,5 @@
 """Bad inputs of a long command, which are reported together at its end."""
 
-from collections.abc import Iterable
-
 MAX_NAMED = 10  # messages in a report
 
 
@@ -16,12 +14,16 @@ class Problems:
         self.count = 0
         self._first: list[str] = []
 
-    def add(self, messages: Iterable[str]) -> None:
-        """Append messages."""
-        for message in messages:
-            self.count += 1
-            if self.count <= MAX_NAMED:
-                self._first.append(message)
+    def add(self, message: str) -> None:
+        """Append a message."""
+        self.count += 1
+        if len(self._first) < MAX_NAMED:
+            self._first.append(message)
+
+    def merge(self, other: "Problems") -> None:
+        """Append the messages of another object."""
+        self.count += other.count
+        self._first = (self._first + other._first)[:MAX_NAMED]
 
     def report(self, summary: str, remedy: str) -> str:
         """Return one line about all of them; of a single message only the remedy is completed.

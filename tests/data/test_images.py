@@ -114,7 +114,7 @@ def test_a_broken_exif_tag_does_not_matter():
     # Make (0x010F) becomes ResolutionUnit (0x0128), a number, of which the text is none.
     entry = content.index(struct.pack(">HH", 0x010F, 2))
     content[entry : entry + 2] = struct.pack(">H", 0x0128)
-    with pytest.raises(Exception, match="required argument is not an integer|not supported|cannot"):
+    with pytest.raises(Exception, match=r"required argument is not an integer|not supported"):
         ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
     assert read_image(io.BytesIO(content), "x", ALL, None).shape == (1, 4, 2)
 

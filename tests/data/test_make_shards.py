@@ -12,9 +12,9 @@ import pytest
 
 from infogan_dist import make_shards
 from infogan_dist.data import sources
-from infogan_dist.data.index import TarOptions
 from infogan_dist.data.shards import load_manifest
 from infogan_dist.data.sources import BACKGROUND_OPTION, IMAGE_OPTIONS, SOURCES, Source, SourceEntry
+from infogan_dist.data.tar_index import TarOptions
 from infogan_dist.make_shards import build_parser, main
 from tests.conftest import images_source
 from tests.data.test_sources import save_image
