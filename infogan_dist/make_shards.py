@@ -4,9 +4,12 @@ import argparse
 from pathlib import Path
 
 from infogan_dist.console import exit_on_user_error, set_up_logging
+from infogan_dist.data.existing import create_once, index_differences, source_differences
 from infogan_dist.data.images import IMAGE_TYPES, has_image
 from infogan_dist.data.index import index_tars
+from infogan_dist.data.reshard import tar_source
 from infogan_dist.data.shards import Manifest
+from infogan_dist.data.source import Source
 from infogan_dist.data.sources import (
     BACKGROUND_OPTION,
     IMAGE_OPTIONS,
@@ -16,15 +19,15 @@ from infogan_dist.data.sources import (
     image_shape,
 )
 from infogan_dist.data.tar_index import TarOptions
-from infogan_dist.data.write import create_once, write_shard_set
+from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser, with a subcommand for every source and one for existing tars.
 
-    Each sets `create`, a function from the options and the output folder to the manifest, and `folder_name`,
-    a function from the options to the name of the default output folder.
+    Each sets `create`, a function from the options and the output folder to the manifest and whether it is
+    new, and `folder_name`, a function from the options to the name of the default output folder.
     """
     parser = argparse.ArgumentParser(prog="make_shards", description=__doc__)
     subcommands = parser.add_subparsers(dest="kind", required=True, metavar="SOURCE")
@@ -42,13 +45,25 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_source(parser: argparse.ArgumentParser, name: str, entry: SourceEntry) -> None:
     for flag, arguments in entry.options.items():
         parser.add_argument(flag, **arguments)
+    _add_shuffle(parser)
+
+    def create(options: argparse.Namespace, out: Path) -> tuple[Manifest, bool]:
+        return _create(entry.create(options), out, options.shards, options.seed)
+
+    parser.set_defaults(create=create, folder_name=lambda options: name + entry.suffix(options))
+
+
+def _add_shuffle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=int, help="their number; best a multiple of data.lanes [by size]")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle [0]")
 
-    def create(options: argparse.Namespace, out: Path) -> Manifest:
-        return write_shard_set(entry.create(options), out, options.shards, options.seed)
 
-    parser.set_defaults(create=create, folder_name=lambda options: name + entry.suffix(options))
+def _create(source: Source, out: Path, shards: int | None, seed: int) -> tuple[Manifest, bool]:
+    return create_once(
+        out,
+        lambda: write_shard_set(source, out, shards, seed),
+        lambda manifest: source_differences(manifest, source, shards, seed),
+    )
 
 
 def _add_tars(parser: argparse.ArgumentParser) -> None:
@@ -62,16 +77,29 @@ def _add_tars(parser: argparse.ArgumentParser) -> None:
         "--image", metavar="ENDING", help="of the image, such as jpg, if samples contain several"
     )
     parser.add_argument("--name", default="tars", help="the data's name")
+    parser.add_argument(
+        "--reshard",
+        action="store_true",
+        help="write the images, shuffled, into new shards, instead of indexing the tars where they are",
+    )
+    _add_shuffle(parser)
     for flag, arguments in {**IMAGE_OPTIONS, **BACKGROUND_OPTION}.items():
         parser.add_argument(flag, **arguments)
 
-    def create(options: argparse.Namespace, out: Path) -> Manifest:
+    def create(options: argparse.Namespace, out: Path) -> tuple[Manifest, bool]:
         image = None if options.image is None else options.image.lower().lstrip(".")
         if image is not None and not has_image([image]):
             raise ConfigError(f"--image: {image} is no image; use one of {', '.join(IMAGE_TYPES)}")
         background = image_background(options)
         read = TarOptions(image_shape(options), background, image, options.skip_broken)
-        return index_tars(options.urls, out, options.name, read)
+        if options.reshard:
+            with tar_source(options.urls, out, options.name, read) as source:
+                return _create(source, out, options.shards, options.seed)
+        return create_once(
+            out,
+            lambda: index_tars(options.urls, out, options.name, read),
+            lambda manifest: index_differences(manifest, options.urls, options.name, read),
+        )
 
     parser.set_defaults(create=create, folder_name=lambda options: "tars")
 
@@ -81,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging(options.quiet)
     with exit_on_user_error():
         out = options.out or Path("shards") / options.folder_name(options)
-        manifest, is_new = create_once(out, lambda: options.create(options, out))
+        manifest, is_new = options.create(options, out)
     if not is_new:
         print(f"{out}: already a shard set of {manifest.samples:,} images; remove it to create it again")
         return

@@ -9,6 +9,7 @@ import braceexpand
 import numpy as np
 
 from infogan_dist.console import progress
+from infogan_dist.data.shard_folder import locked
 from infogan_dist.data.shards import Manifest, Shard, write_manifest
 from infogan_dist.data.sortedness import sorted_warning
 from infogan_dist.data.tar_index import TarIndex, TarOptions
@@ -35,7 +36,7 @@ def index_tars(urls: list[str], out: Path, name: str, options: TarOptions | None
     index = scan_tars(urls, name, options)
     if warning := sorted_warning([np.asarray(tar.labels, np.int64) for tar in index.tars]):
         logger.warning("%s: %s", name, warning)
-    out.mkdir(parents=True, exist_ok=True)
+    left_out = sorted({*expand(urls)} - {tar.location for tar in index.tars})
     assert index.shape
     manifest = Manifest(
         name,
@@ -45,21 +46,33 @@ def index_tars(urls: list[str], out: Path, name: str, options: TarOptions | None
         fit=options.shape is not None,
         background=options.background,
         image=options.image,
+        origin={"left_out": left_out} if left_out else {},
         location=str(out),
     )
-    write_manifest(manifest, out)
+    with locked(out):
+        write_manifest(manifest, out)
     return manifest
 
 
-def scan_tars(urls: list[str], name: str, options: TarOptions) -> TarIndex:
-    """Read tars and decode their images; report at the end what is wrong. Raises as `index_tars`."""
-    locations = _expand(urls)
+def scan_tars(
+    urls: list[str], name: str, options: TarOptions, broken_remedy: str = "train with data.on_error=skip"
+) -> TarIndex:
+    """Read tars and decode their images; report at the end what is wrong.
+
+    Args:
+        urls, name, options: as of `index_tars`.
+        broken_remedy: end of the message about samples that cannot be decoded.
+
+    Raises:
+        NetworkError, DataError: as `index_tars`.
+    """
+    locations = expand(urls)
     index = TarIndex(name, options)
     with progress(len(locations), "tar", description=f"index of {name}") as bar:
         for location in locations:
             index.add(location)
             bar.update()
-    index.report(len(locations))
+    index.report(len(locations), broken_remedy)
     return index
 
 
@@ -82,7 +95,7 @@ def _absolute(url: str) -> str:
     return url
 
 
-def _expand(patterns: list[str]) -> list[str]:
+def expand(patterns: list[str]) -> list[str]:
     """Return the absolute locations of tars. Raises `DataError`."""
     locations: list[str] = []
     for pattern in patterns:

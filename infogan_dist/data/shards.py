@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,8 @@ class Manifest:
         factors: number of values of each known factor of variation, by name; empty if none is known.
         background: colour under transparent pixels; None: transparency is ignored.
         image: ending of the image among the files of a sample; None: a sample has one image only.
+        origin: how `make_shards` created the set: the seed of its shuffle and a checksum of some images of
+            the source, or the tars that were left out; empty if unknown.
         location: folder or URL of the manifest, to which shard URLs are relative; not part of the file.
     """
 
@@ -66,6 +69,7 @@ class Manifest:
     factors: dict[str, int] = field(default_factory=dict)
     background: str | None = None
     image: str | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
     location: str = field(default="", compare=False)
 
     @property
@@ -133,6 +137,7 @@ def load_manifest(location: str) -> Manifest:
             factors,
             tree.get("background"),
             tree.get("image"),
+            dict(tree.get("origin", {})),
             location=base,
         )
     except FileNotFoundError:

@@ -1,12 +1,8 @@
 """Sources of images for shard sets. A new one needs a function and an entry in `SOURCES`, no more."""
 
-import gzip
-import logging
 import math
 import re
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +10,10 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from infogan_dist.data.folder import open_folder
+from infogan_dist.data.idx import CLASS_NAMES, DIGITS, MNIST_FILES, idx, mnist
+from infogan_dist.data.source import Options, Source, SourceEntry, labelled_arrays
 from infogan_dist.errors import ConfigError, DataError
 
-DIGITS = [str(d) for d in range(10)]
-# The official files (LeCun, Cortes & Burges) with their SHA-256.
-MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-MNIST_FILES = {
-    "train": {
-        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    },
-    "test": {
-        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-    },
-}
 # Corners of the sprites' shapes, at a distance of at most 1 from their centre.
 CIRCLE = [(math.cos(2 * math.pi * i / 32), math.sin(2 * math.pi * i / 32)) for i in range(32)]
 SPRITES = {
@@ -37,7 +22,6 @@ SPRITES = {
     "triangle": [(1.0, 0.0), (-0.5, 0.85), (-0.5, -0.85)],
 }
 OVERSAMPLING = 4  # Sprites are drawn at this multiple of their size and reduced, for smooth edges.
-Options = dict[str, dict[str, Any]]  # by flag, the keyword arguments of `ArgumentParser.add_argument`
 # For sources with images of any size; `image_shape` reads them.
 IMAGE_OPTIONS: Options = {
     "--size": {
@@ -53,46 +37,6 @@ BACKGROUND_OPTION: Options = {
         "help": "under transparent pixels: a name or #rrggbb [transparency is ignored]",
     },
 }
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images by number.
-
-    Attributes:
-        name: the data's name.
-        count: number of images.
-        label_names: names of the classes by label; empty if there are no labels.
-        read: function that returns the i-th image, uint8 [C, H, W] of one shape for all, and its label, -1
-            if it has none.
-        factors: number of values of each known factor of variation, by name.
-        factors_of: function that returns the i-th image's values of these factors.
-    """
-
-    name: str
-    count: int
-    label_names: list[str]
-    read: Callable[[int], tuple[np.ndarray, int]]
-    factors: dict[str, int] = field(default_factory=dict)
-    factors_of: Callable[[int], Sequence[int]] = lambda i: ()
-
-
-@dataclass(frozen=True)
-class SourceEntry:
-    """A kind of source as `make_shards` offers it.
-
-    Attributes:
-        help: one line for `--help`.
-        create: function from the parsed command line to the source; it raises `DataError` or `ConfigError`.
-        options: command-line options of this kind.
-        suffix: function from the parsed command line to a suffix of the default output folder's name.
-    """
-
-    help: str
-    create: Callable[[Namespace], Source]
-    options: Options = field(default_factory=dict)
-    suffix: Callable[[Namespace], str] = lambda options: ""
 
 
 def mnist5k() -> Source:
@@ -110,22 +54,7 @@ def mnist5k() -> Source:
         ) from None
     pixels, labels = mnist_data()
     images = np.asarray(pixels).reshape(-1, 1, 28, 28).astype(np.uint8)
-    return _digits("mnist5k", images, np.asarray(labels))
-
-
-def mnist(folder: Path | None, split: str) -> Source:
-    """Return MNIST from its official IDX files.
-
-    Args:
-        folder: contains the files, gzipped or not; None: they are downloaded, and checked by SHA-256.
-        split: `train` or `test`.
-
-    Raises:
-        DataError: files are missing or damaged, or the download fails.
-    """
-    images, labels = (_mnist_file(folder, name, digest) for name, digest in MNIST_FILES[split].items())
-    pixels = read_idx(images)
-    return _digits(f"mnist-{split}", pixels[:, None], read_idx(labels))
+    return labelled_arrays("mnist5k", images, np.asarray(labels), DIGITS)
 
 
 def sprites() -> Source:
@@ -210,51 +139,11 @@ def image_background(options: Namespace) -> str | None:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of bytes (the format of the MNIST site), gzipped or not, as uint8 of the file's shape.
-
-    Raises:
-        DataError: it is not such a file, or is not complete.
-    """
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        if content[:3] != b"\x00\x00\x08":
-            raise ValueError("its first bytes are wrong")
-        dimensions = content[3]
-        shape = np.frombuffer(content, ">u4", dimensions, offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: not a complete IDX file of bytes ({error}); replace it") from None
+def _split_suffix(options: Namespace) -> str:
+    return "" if options.split == "train" else f"-{options.split}"
 
 
-def _mnist_file(folder: Path | None, name: str, digest: str) -> Path:
-    if folder is not None:
-        for candidate in (folder / name, folder / name.removesuffix(".gz")):
-            if candidate.is_file():
-                return candidate
-        raise DataError(f"{folder}: {name} is missing; give the folder of the four IDX files")
-    import pooch  # Imported only now because it takes long, and most command lines do not download.
-
-    pooch.get_logger().setLevel("WARNING")
-    cache = pooch.os_cache("infogan_dist") / "mnist"
-    if not (cache / name).exists():
-        logger.info("downloading %s%s", MNIST_URL, name)
-    try:
-        return Path(pooch.retrieve(MNIST_URL + name, known_hash=f"sha256:{digest}", fname=name, path=cache))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{MNIST_URL}{name}: cannot be downloaded ({error}); "
-            "download the four files yourself and give their folder with --from"
-        ) from None
-
-
-def _digits(name: str, images: np.ndarray, labels: np.ndarray) -> Source:
-    if len(images) != len(labels):
-        raise DataError(f"{name}: {len(images)} images but {len(labels)} labels; replace the files")
-    return Source(name, len(images), DIGITS, lambda i: (images[i], int(labels[i])))
-
-
+SPLIT_OPTION: dict[str, Any] = {"choices": tuple(MNIST_FILES), "default": "train", "help": "[train]"}
 SOURCES = {
     "mnist5k": SourceEntry(
         "5,000 real MNIST digits from an installed package, without network", lambda options: mnist5k()
@@ -268,9 +157,23 @@ SOURCES = {
                 "type": Path,
                 "help": "folder of the IDX files [else they are downloaded]",
             },
-            "--split": {"choices": tuple(MNIST_FILES), "default": "train", "help": "[train]"},
+            "--split": SPLIT_OPTION,
         },
-        suffix=lambda options: "" if options.split == "train" else f"-{options.split}",
+        suffix=_split_suffix,
+    ),
+    "idx": SourceEntry(
+        "IDX files with the names of MNIST's, such as Fashion-MNIST's",
+        lambda options: idx(options.source, options.split, options.name, options.names),
+        {
+            "--from": {"dest": "source", "type": Path, "required": True, "help": "folder of the IDX files"},
+            "--split": SPLIT_OPTION,
+            "--name": {"help": "the data's name [the folder's]"},
+            "--names": {
+                "metavar": "FILE",
+                "help": f"one class name per line, or one of {', '.join(CLASS_NAMES)} [numbers]",
+            },
+        },
+        suffix=lambda options: f"-{options.name or options.source.resolve().name}{_split_suffix(options)}",
     ),
     "sprites": SourceEntry(
         "drawn shapes with known factors of variation, without network", lambda options: sprites()

@@ -161,11 +161,12 @@ class TarIndex:
         largest = max(max(tar.labels, default=NO_LABEL) for tar in self.tars)
         return [str(i) for i in range(largest + 1)]
 
-    def report(self, count: int) -> None:
+    def report(self, count: int, broken_remedy: str) -> None:
         """Log what is wrong with the tars.
 
         Args:
             count: number of tars that were added.
+            broken_remedy: end of the message about samples that cannot be decoded.
 
         Raises:
             DataError: they contain no usable image, or something is wrong and `skip_broken` is not set.
@@ -179,7 +180,7 @@ class TarIndex:
         if problems:
             logger.warning(self._problems.report(summary, "train without them"))
         if broken := sum(tar.broken for tar in tars):
-            logger.warning("%d samples cannot be decoded; train with data.on_error=skip", broken)
+            logger.warning("%d samples cannot be decoded; %s", broken, broken_remedy)
         if count > len(tars):
             logger.warning("%d of %d tars cannot be used and are left out", count - len(tars), count)
         if left_out := [tar for tar in tars if tar.left_out]:
