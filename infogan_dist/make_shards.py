@@ -95,6 +95,8 @@ def _add_tars(parser: argparse.ArgumentParser) -> None:
         if options.reshard:
             with tar_source(options.urls, out, options.name, read) as source:
                 return _create(source, out, options.shards, options.seed)
+        if options.shards is not None or options.seed:
+            raise ConfigError("--shards, --seed: need --reshard; existing tars are not shuffled without it")
         return create_once(
             out,
             lambda: index_tars(options.urls, out, options.name, read),

@@ -87,7 +87,7 @@ def _local_copy(tar: IndexedTar, copy: Path) -> Path:
         if content is stream and not is_remote(tar.location):
             return Path(tar.location)
         with (
-            report_unwritable(copy, "free space, or choose another folder with --out"),
+            report_unwritable(copy, "free space, or choose another --out"),
             copy.open("wb") as file,
         ):
             shutil.copyfileobj(content, file)
