@@ -78,9 +78,11 @@ def test_a_damaged_tar_is_refused(damage: str):
         keys(change(six()))
 
 
-def test_the_padding_of_a_tar_may_have_any_length():
+def test_a_tar_may_be_padded_with_zeros_to_a_record_but_not_to_the_size_of_a_download():
     content = six()[: 20 * BLOCK]
-    assert keys(content) == keys(content + bytes(10**6 + 1)) == list("012345")
+    assert keys(content) == keys(content + bytes(2**20)) == list("012345")
+    with pytest.raises(DataError, match="more than 1,048,576 bytes after the end mark"):
+        keys(content + bytes(2**20 + 1))
 
 
 def test_a_negative_size_ends_the_reading():
