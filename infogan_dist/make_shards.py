@@ -4,12 +4,11 @@ import argparse
 from pathlib import Path
 
 from infogan_dist.console import exit_on_user_error, set_up_logging
-from infogan_dist.data.existing import create_once, index_differences, source_differences
+from infogan_dist.data.existing import create_index, create_source_set
 from infogan_dist.data.images import IMAGE_TYPES, has_image
-from infogan_dist.data.index import index_tars
 from infogan_dist.data.reshard import tar_source
+from infogan_dist.data.selection import HOLDOUT_SUFFIX, SELECTION_OPTIONS, hold_out, select, selection
 from infogan_dist.data.shards import Manifest
-from infogan_dist.data.source import Source
 from infogan_dist.data.sources import (
     BACKGROUND_OPTION,
     IMAGE_OPTIONS,
@@ -19,15 +18,17 @@ from infogan_dist.data.sources import (
     image_shape,
 )
 from infogan_dist.data.tar_index import TarOptions
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.data.write import num_shards
 from infogan_dist.errors import ConfigError
+
+ShardSet = tuple[Path, Manifest, bool]  # folder, manifest, whether the set is new
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser, with a subcommand for every source and one for existing tars.
 
-    Each sets `create`, a function from the options and the output folder to the manifest and whether it is
-    new, and `folder_name`, a function from the options to the name of the default output folder.
+    Each sets `create`, a function from the options and the output folder to the shard sets, and
+    `folder_name`, a function from the options to the name of the default output folder.
     """
     parser = argparse.ArgumentParser(prog="make_shards", description=__doc__)
     subcommands = parser.add_subparsers(dest="kind", required=True, metavar="SOURCE")
@@ -46,9 +47,22 @@ def _add_source(parser: argparse.ArgumentParser, name: str, entry: SourceEntry) 
     for flag, arguments in entry.options.items():
         parser.add_argument(flag, **arguments)
     _add_shuffle(parser)
+    for flag, arguments in SELECTION_OPTIONS.items():
+        parser.add_argument(flag, **arguments)
 
-    def create(options: argparse.Namespace, out: Path) -> tuple[Manifest, bool]:
-        return _create(entry.create(options), out, options.shards, options.seed)
+    def create(options: argparse.Namespace, out: Path) -> list[ShardSet]:
+        source = select(entry.create(options), selection(options))
+        parts = {out: source}
+        if options.holdout is not None:
+            beside = out if out.name.strip(".") else out.resolve()
+            held_out_folder = beside.with_name(beside.name + HOLDOUT_SUFFIX)
+            parts = dict(zip((out, held_out_folder), hold_out(source, options.holdout), strict=True))
+        for part in parts.values():
+            num_shards(part, options.shards)  # refuses a number that is too large before anything is written
+        return [
+            (folder, *create_source_set(part, folder, options.shards, options.seed))
+            for folder, part in parts.items()
+        ]
 
     parser.set_defaults(create=create, folder_name=lambda options: name + entry.suffix(options))
 
@@ -56,14 +70,6 @@ def _add_source(parser: argparse.ArgumentParser, name: str, entry: SourceEntry) 
 def _add_shuffle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=int, help="their number; best a multiple of data.lanes [by size]")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle [0]")
-
-
-def _create(source: Source, out: Path, shards: int | None, seed: int) -> tuple[Manifest, bool]:
-    return create_once(
-        out,
-        lambda: write_shard_set(source, out, shards, seed),
-        lambda manifest: source_differences(manifest, source, shards, seed),
-    )
 
 
 def _add_tars(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +92,7 @@ def _add_tars(parser: argparse.ArgumentParser) -> None:
     for flag, arguments in {**IMAGE_OPTIONS, **BACKGROUND_OPTION}.items():
         parser.add_argument(flag, **arguments)
 
-    def create(options: argparse.Namespace, out: Path) -> tuple[Manifest, bool]:
+    def create(options: argparse.Namespace, out: Path) -> list[ShardSet]:
         image = None if options.image is None else options.image.lower().lstrip(".")
         if image is not None and not has_image([image]):
             raise ConfigError(f"--image: {image} is no image; use one of {', '.join(IMAGE_TYPES)}")
@@ -94,14 +100,10 @@ def _add_tars(parser: argparse.ArgumentParser) -> None:
         read = TarOptions(image_shape(options), background, image, options.skip_broken)
         if options.reshard:
             with tar_source(options.urls, out, options.name, read) as source:
-                return _create(source, out, options.shards, options.seed)
+                return [(out, *create_source_set(source, out, options.shards, options.seed))]
         if options.shards is not None or options.seed:
             raise ConfigError("--shards, --seed: need --reshard; existing tars are not shuffled without it")
-        return create_once(
-            out,
-            lambda: index_tars(options.urls, out, options.name, read),
-            lambda manifest: index_differences(manifest, options.urls, options.name, read),
-        )
+        return [(out, *create_index(options.urls, out, options.name, read))]
 
     parser.set_defaults(create=create, folder_name=lambda options: "tars")
 
@@ -111,13 +113,17 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging(options.quiet)
     with exit_on_user_error():
         out = options.out or Path("shards") / options.folder_name(options)
-        manifest, is_new = options.create(options, out)
+        for folder, manifest, is_new in options.create(options, out):
+            _print_set(folder, manifest, is_new)
+
+
+def _print_set(folder: Path, manifest: Manifest, is_new: bool) -> None:
     if not is_new:
-        print(f"{out}: already a shard set of {manifest.samples:,} images; remove it to create it again")
+        print(f"{folder}: already a shard set of {manifest.samples:,} images; remove it to create it again")
         return
     channels, height, width = manifest.image_shape
     print(
-        f"{out}: {manifest.samples:,} images of {channels}x{height}x{width} "
+        f"{folder}: {manifest.samples:,} images of {channels}x{height}x{width} "
         f"in {len(manifest.shards)} shards, {len(manifest.label_names)} classes"
     )
 

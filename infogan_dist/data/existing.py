@@ -4,12 +4,12 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from infogan_dist.data.index import expand
+from infogan_dist.data.index import expand, index_tars
 from infogan_dist.data.shards import MANIFEST, Manifest, load_manifest, resolve
 from infogan_dist.data.source import Source
 from infogan_dist.data.tar_index import TarOptions
 from infogan_dist.data.urls import is_remote, redact_url
-from infogan_dist.data.write import num_shards, source_origin
+from infogan_dist.data.write import num_shards, source_origin, write_shard_set
 from infogan_dist.errors import DataError
 
 
@@ -36,6 +36,24 @@ def create_once(
             "remove it"
         )
     return manifest, False
+
+
+def create_source_set(source: Source, out: Path, shards: int | None, seed: int) -> tuple[Manifest, bool]:
+    """Return `create_once` of `write_shard_set` with these arguments."""
+    return create_once(
+        out,
+        lambda: write_shard_set(source, out, shards, seed),
+        lambda manifest: source_differences(manifest, source, shards, seed),
+    )
+
+
+def create_index(urls: list[str], out: Path, name: str, options: TarOptions) -> tuple[Manifest, bool]:
+    """Return `create_once` of `index_tars` with these arguments."""
+    return create_once(
+        out,
+        lambda: index_tars(urls, out, name, options),
+        lambda manifest: index_differences(manifest, urls, name, options),
+    )
 
 
 def source_differences(manifest: Manifest, source: Source, shards: int | None, seed: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -48,7 +49,15 @@ class ImageFolder:
         path = self.files[i]
         image = read_image(path, os.fspath(path), FORMATS, self.shape, self.background)
         self.require_shape(i, image.shape)
-        return image, self.classes[path.relative_to(self.path).parts[0]] if self.classes else NO_LABEL
+        return image, self.label(i)
+
+    def label(self, i: int) -> int:
+        """Return the label of the i-th image, -1 without classes."""
+        return self.classes[self.files[i].relative_to(self.path).parts[0]] if self.classes else NO_LABEL
+
+    def key(self, i: int) -> str:
+        """Return the path of the i-th image within the folder."""
+        return self.files[i].relative_to(self.path).as_posix()
 
     def require_shape(self, i: int, shape: tuple[int, ...]) -> None:
         """Raise `DataError` if the i-th image has another shape than the example."""
@@ -76,12 +85,18 @@ def open_folder(
         DataError: there are no images, or some cannot be used.
     """
     files = _image_files(path)
-    classes = sorted({p.relative_to(path).parts[0] for p in files if p.parent != path})
+    classes = sorted({p.relative_to(path).parts[0] for p in files if p.parent != path}, key=_natural_key)
     if classes and any(p.parent == path for p in files):
         raise DataError(f"{path}: some images are in class folders and some are not; move these into one")
     _warn_of_splits(path, classes)
     labels = {name: i for i, name in enumerate(classes)}
     return _usable(ImageFolder(path, files, labels, shape, background), skip_broken)
+
+
+def _natural_key(name: str) -> tuple[list[str | int], str]:
+    """Return a key by which class 2 comes before class 10."""
+    parts = re.split(r"([0-9]+)", name)  # text and digits in turn
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def _image_files(path: Path) -> list[Path]:
@@ -144,11 +159,11 @@ def _usable(folder: ImageFolder, skip_broken: bool) -> ImageFolder:
             continue
         usable.append(folder.files[i])
         animated += has_frames
-    summary = f"{folder.path}: {problems.count:,} of {len(folder.files):,} images cannot be used"
+    share = f"{folder.path}: {problems.count:,} of {len(folder.files):,} images"
     if problems.count and not (skip_broken and usable):
-        raise DataError(problems.report(summary, "leave them out with --skip-broken"))
+        raise DataError(problems.report(f"{share} cannot be used", "leave them out with --skip-broken"))
     if problems.count:
-        logger.warning(problems.report(summary, "train without them"))
+        logger.warning(problems.report(f"{share} are left out"))
     if animated:
         logger.warning(
             "%s: %d images have several frames or pages; the first of each is used", folder.path, animated

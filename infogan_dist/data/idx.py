@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infogan_dist.data.source import Source, labelled_arrays
+from infogan_dist.data.source import Source, labelled_arrays, read_class_names
 from infogan_dist.errors import DataError
 
 DIGITS = [str(d) for d in range(10)]
@@ -102,14 +102,8 @@ def _class_names(names: str) -> list[str]:
     """Return the names of a known set, or the lines of a file."""
     if names in CLASS_NAMES:
         return list(CLASS_NAMES[names])
-    try:
-        lines = Path(names).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"--names: {names} is not a readable text file ({error}); give a file with one class name per "
-            f"line, or one of {', '.join(CLASS_NAMES)}"
-        ) from None
-    return [line.strip() for line in lines if line.strip()]
+    remedy = f"--names takes a file with one class name per line, or one of {', '.join(CLASS_NAMES)}"
+    return read_class_names(Path(names), remedy)
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -109,7 +109,6 @@ def expand(patterns: list[str]) -> list[str]:
                 raise DataError(f"{url}: no such tars; check the pattern")
             locations += [_absolute(match) for match in matches]
     if repeated := [location for location, count in Counter(locations).items() if count > 1]:
-        raise DataError(
-            f"{repeated[0]}: given more than once, as are {len(repeated) - 1} others; give each tar once"
-        )
+        more = f", and {len(repeated) - 1} more tars" if len(repeated) > 1 else ""
+        raise DataError(f"{repeated[0]}{more}: given more than once; give each tar once")
     return locations

@@ -25,16 +25,16 @@ class Problems:
         self.count += other.count
         self._first = (self._first + other._first)[:MAX_NAMED]
 
-    def report(self, summary: str, remedy: str) -> str:
-        """Return one line about all of them; of a single message only the remedy is completed.
+    def report(self, summary: str, remedy: str | None = None) -> str:
+        """Return one line about all of them.
 
         Args:
             summary: how many there are of how many inputs.
-            remedy: for all of them.
+            remedy: for all of them; None: none is needed.
         """
-        if self.count == 1:
+        if self.count == 1 and remedy is not None:
             return f"{self._first[0]}; or {remedy}"
         # The messages' own remedies would hide the names in a long line.
         reasons = " | ".join(message.rpartition("; ")[0] or message for message in self._first)
-        more = f" | and {self.count - MAX_NAMED:,} more" if self.count > MAX_NAMED else ""
-        return f"{summary}: {reasons}{more}; correct them, or {remedy}"
+        more = f" | and {self.count - len(self._first):,} more" if self.count > len(self._first) else ""
+        return f"{summary}: {reasons}{more}" + (f"; correct them, or {remedy}" if remedy else "")

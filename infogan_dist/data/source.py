@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ class Source:
             if it has none.
         factors: number of values of each known factor of variation, by name.
         factors_of: function that returns the i-th image's values of these factors.
+        label_of: function that returns the i-th image's label without reading the image; None: `read` does.
+        key_of: function that returns a name of the i-th image that does not depend on the other images.
     """
 
     name: str
@@ -32,6 +35,12 @@ class Source:
     read: Callable[[int], tuple[np.ndarray, int]]
     factors: dict[str, int] = field(default_factory=dict)
     factors_of: Callable[[int], Sequence[int]] = lambda i: ()
+    label_of: Callable[[int], int] | None = None
+    key_of: Callable[[int], str] = str
+
+    def label(self, i: int) -> int:
+        """Return the i-th image's label, -1 if it has none."""
+        return self.read(i)[1] if self.label_of is None else self.label_of(i)
 
 
 @dataclass(frozen=True)
@@ -70,4 +79,27 @@ def labelled_arrays(name: str, images: np.ndarray, labels: np.ndarray, label_nam
             f"{name}: labels from {labels.min()} to {labels.max()}, but names of {len(label_names)} classes "
             f"(0 to {len(label_names) - 1}); give one name for each class"
         )
-    return Source(name, len(images), label_names, lambda i: (images[i], int(labels[i])))
+    return Source(
+        name,
+        len(images),
+        label_names,
+        lambda i: (images[i], int(labels[i])),
+        label_of=lambda i: int(labels[i]),
+    )
+
+
+def read_class_names(path: Path, remedy: str = "give a file with one class name per line") -> list[str]:
+    """Return the lines of a text file that are not empty.
+
+    Args:
+        path: of the file.
+        remedy: of the error message.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable text file ({error}); {remedy}") from None
+    return [line.strip() for line in lines if line.strip()]

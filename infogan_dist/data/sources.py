@@ -105,7 +105,14 @@ def folder(
         DataError: there are no images, or some cannot be used.
     """
     images = open_folder(path, shape, background, skip_broken)
-    return Source(path.resolve().name, len(images.files), list(images.classes), images.read)
+    return Source(
+        path.resolve().name,
+        len(images.files),
+        list(images.classes),
+        images.read,
+        label_of=images.label,
+        key_of=images.key,
+    )
 
 
 def image_shape(options: Namespace) -> tuple[int, int, int] | None:

@@ -178,7 +178,7 @@ class TarIndex:
         if self.shape is None or not any(tar.labels for tar in tars):
             raise DataError(f"{self.name}: no sample can be decoded; use other tars")
         if problems:
-            logger.warning(self._problems.report(summary, "train without them"))
+            logger.warning(self._problems.report(summary))
         if broken := sum(tar.broken for tar in tars):
             logger.warning("%d samples cannot be decoded; %s", broken, broken_remedy)
         if count > len(tars):

@@ -103,7 +103,7 @@ def test_names_are_options(
 @pytest.mark.parametrize(
     ("names", "labels", "message"),
     [
-        ("none.txt", LABELS, "none.txt is not a readable text file .* or one of fashion-mnist"),
+        ("none.txt", LABELS, "none.txt: not a readable text file .*--names takes .* or one of fashion-mnist"),
         ("fashion-mnist", [0, 2, 1, 2, 10, 0], "labels from 0 to 10, but names of 10 classes"),
         ("fashion-mnist", LABELS[:5], "6 images but 5 labels"),
         ("fashion-mnist", None, "train-labels-idx1-ubyte.gz is missing"),

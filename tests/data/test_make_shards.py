@@ -14,6 +14,7 @@ import pytest
 from infogan_dist import make_shards
 from infogan_dist.data import sources
 from infogan_dist.data.existing import source_differences
+from infogan_dist.data.selection import SELECTION_OPTIONS
 from infogan_dist.data.shards import load_manifest
 from infogan_dist.data.sources import BACKGROUND_OPTION, IMAGE_OPTIONS, SOURCES, Source, SourceEntry
 from infogan_dist.data.tar_index import TarOptions
@@ -38,7 +39,13 @@ def test_the_command_line_offers_the_sources_of_the_table_and_tars():
     assert list(parsers) == [*SOURCES, "tars"]
     common = {"-h", "--help", "--out", "--quiet"}
     for name, entry in SOURCES.items():
-        assert flags_of(parsers[name]) == {*common, "--shards", "--seed", *entry.options}
+        assert flags_of(parsers[name]) == {
+            *common,
+            "--shards",
+            "--seed",
+            *SELECTION_OPTIONS,
+            *entry.options,
+        }
     assert flags_of(parsers["tars"]) == {
         *common,
         "--skip-broken",
@@ -111,10 +118,16 @@ def test_every_option_has_its_default_and_reaches_the_writer(monkeypatch: pytest
         ]
     )
     calls = []
-    monkeypatch.setattr(sources, "folder", lambda *arguments: arguments)
-    monkeypatch.setattr(make_shards, "write_shard_set", lambda *arguments: calls.append(arguments))
+    source = images_source(16)
+
+    def record(*arguments: object) -> tuple[None, bool]:
+        calls.append(arguments)
+        return None, True
+
+    monkeypatch.setattr(sources, "folder", lambda *arguments: calls.append(arguments) or source)
+    monkeypatch.setattr(make_shards, "create_source_set", record)
     options.create(options, Path("out"))
-    assert calls == [((Path("x"), (1, 16, 16), "#ffffff", True), Path("out"), 3, 5)]
+    assert calls == [(Path("x"), (1, 16, 16), "#ffffff", True), (source, Path("out"), 3, 5)]
     options = parse(
         [
             "tars",
@@ -131,9 +144,9 @@ def test_every_option_has_its_default_and_reaches_the_writer(monkeypatch: pytest
             "#010203",
         ]
     )
-    monkeypatch.setattr(make_shards, "index_tars", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(make_shards, "create_index", record)
     options.create(options, Path("out"))
-    assert calls[1] == (
+    assert calls[2] == (
         ["a", "b"],
         Path("out"),
         "n",
