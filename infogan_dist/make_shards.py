@@ -7,7 +7,7 @@ from infogan_dist.console import exit_on_user_error, set_up_logging
 from infogan_dist.data.dataset import MapDataset, dataset_source
 from infogan_dist.data.existing import create_index, create_source_set
 from infogan_dist.data.images import IMAGE_TYPES, has_image
-from infogan_dist.data.index import TarOptions
+from infogan_dist.data.reshard import tar_source
 from infogan_dist.data.selection import HOLDOUT_SUFFIX, SELECTION_OPTIONS, hold_out, select, selection
 from infogan_dist.data.shards import Manifest
 from infogan_dist.data.source import Source
@@ -19,6 +19,7 @@ from infogan_dist.data.sources import (
     image_background,
     image_shape,
 )
+from infogan_dist.data.tar_index import TarOptions
 from infogan_dist.data.write import num_shards
 from infogan_dist.errors import ConfigError
 
@@ -78,8 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_source(parser: argparse.ArgumentParser, name: str, entry: SourceEntry) -> None:
     for flag, arguments in entry.options.items():
         parser.add_argument(flag, **arguments)
-    parser.add_argument("--shards", type=int, help="their number; best a multiple of data.lanes [by size]")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle [0]")
+    _add_shuffle(parser)
     for flag, arguments in SELECTION_OPTIONS.items():
         parser.add_argument(flag, **arguments)
 
@@ -100,6 +100,11 @@ def _add_source(parser: argparse.ArgumentParser, name: str, entry: SourceEntry) 
     parser.set_defaults(create=create, folder_name=lambda options: name + entry.suffix(options))
 
 
+def _add_shuffle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shards", type=int, help="their number; best a multiple of data.lanes [by size]")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle [0]")
+
+
 def _add_tars(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("urls", nargs="+", help="paths or URLs; {0000..0099} and * are expanded")
     parser.add_argument(
@@ -111,6 +116,12 @@ def _add_tars(parser: argparse.ArgumentParser) -> None:
         "--image", metavar="ENDING", help="of the image, such as jpg, if samples contain several"
     )
     parser.add_argument("--name", default="tars", help="the data's name")
+    parser.add_argument(
+        "--reshard",
+        action="store_true",
+        help="write the images, shuffled, into new shards, instead of indexing the tars where they are",
+    )
+    _add_shuffle(parser)
     for flag, arguments in {**IMAGE_OPTIONS, **BACKGROUND_OPTION}.items():
         parser.add_argument(flag, **arguments)
 
@@ -120,6 +131,11 @@ def _add_tars(parser: argparse.ArgumentParser) -> None:
             raise ConfigError(f"--image: {image} is no image; use one of {', '.join(IMAGE_TYPES)}")
         background = image_background(options)
         read = TarOptions(image_shape(options), background, image, options.skip_broken)
+        if options.reshard:
+            with tar_source(options.urls, out, options.name, read) as source:
+                return [(out, *create_source_set(source, out, options.shards, options.seed))]
+        if options.shards is not None or options.seed:
+            raise ConfigError("--shards, --seed: need --reshard; existing tars are not shuffled without it")
         return [(out, *create_index(options.urls, out, options.name, read))]
 
     parser.set_defaults(create=create, folder_name=lambda options: "tars")

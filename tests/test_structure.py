@@ -44,10 +44,10 @@ MODULES = {
     ),
     "model": ("clustering", "views", "losses", "networks", "layers", "latents", "codes"),
     "data": (
-        "existing", "index", "sortedness", "write", "encode", "shard_folder", "selection", "sources", "idx",
-        "arrays", "cifar", "parquet", "dataset", "source", "folder", "problems", "neighbours", "finite",
-        "resident", "loader", "order", "shards", "tars", "images", "fetch", "filesystems", "transport",
-        "hub", "s3", "cache", "urls",
+        "existing", "reshard", "index", "tar_index", "sortedness", "write", "encode", "shard_folder",
+        "selection", "sources", "idx", "arrays", "cifar", "parquet", "dataset", "source", "folder",
+        "problems", "neighbours", "finite", "resident", "loader", "order", "shards", "tars", "images",
+        "fetch", "filesystems", "transport", "hub", "s3", "cache", "urls",
     ),
     "config": ("load", "help", "validate", "batch_share", "schema", "clustering", "codes", "fields"),
 }  # fmt: skip

@@ -4,9 +4,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from infogan_dist.data.index import TarOptions, expand, index_tars
+from infogan_dist.data.index import expand, index_tars
 from infogan_dist.data.shards import MANIFEST, Manifest, load_manifest, resolve
 from infogan_dist.data.source import Source
+from infogan_dist.data.tar_index import TarOptions
 from infogan_dist.data.urls import is_remote, redact_url
 from infogan_dist.data.write import num_shards, source_origin, write_shard_set
 from infogan_dist.errors import DataError

@@ -155,15 +155,15 @@ def _usable(folder: ImageFolder, skip_broken: bool) -> ImageFolder:
             folder = folder if folder.example else replace(folder, example=(folder.files[i].name, shape))
             folder.require_shape(i, shape)
         except DataError as error:
-            problems.add([str(error)])
+            problems.add(str(error))
             continue
         usable.append(folder.files[i])
         animated += has_frames
-    summary = f"{folder.path}: {problems.count:,} of {len(folder.files):,} images cannot be used"
+    share = f"{folder.path}: {problems.count:,} of {len(folder.files):,} images"
     if problems.count and not (skip_broken and usable):
-        raise DataError(problems.report(summary, "leave them out with --skip-broken"))
+        raise DataError(problems.report(f"{share} cannot be used", "leave them out with --skip-broken"))
     if problems.count:
-        logger.warning(problems.report(summary, "train without them"))
+        logger.warning(problems.report(f"{share} are left out"))
     if animated:
         logger.warning(
             "%s: %d images have several frames or pages; the first of each is used", folder.path, animated

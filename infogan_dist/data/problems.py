@@ -1,7 +1,5 @@
 """Bad inputs of a long command, which are reported together at its end."""
 
-from collections.abc import Iterable
-
 MAX_NAMED = 10  # messages in a report
 
 
@@ -16,23 +14,27 @@ class Problems:
         self.count = 0
         self._first: list[str] = []
 
-    def add(self, messages: Iterable[str]) -> None:
-        """Append messages."""
-        for message in messages:
-            self.count += 1
-            if self.count <= MAX_NAMED:
-                self._first.append(message)
+    def add(self, message: str) -> None:
+        """Append a message."""
+        self.count += 1
+        if len(self._first) < MAX_NAMED:
+            self._first.append(message)
 
-    def report(self, summary: str, remedy: str) -> str:
-        """Return one line about all of them; of a single message only the remedy is completed.
+    def merge(self, other: "Problems") -> None:
+        """Append the messages of another object."""
+        self.count += other.count
+        self._first = (self._first + other._first)[:MAX_NAMED]
+
+    def report(self, summary: str, remedy: str | None = None) -> str:
+        """Return one line about all of them.
 
         Args:
             summary: how many there are of how many inputs.
-            remedy: for all of them.
+            remedy: for all of them; None: none is needed.
         """
-        if self.count == 1:
+        if self.count == 1 and remedy is not None:
             return f"{self._first[0]}; or {remedy}"
         # The messages' own remedies would hide the names in a long line.
         reasons = " | ".join(message.rpartition("; ")[0] or message for message in self._first)
-        more = f" | and {self.count - MAX_NAMED:,} more" if self.count > MAX_NAMED else ""
-        return f"{summary}: {reasons}{more}; correct them, or {remedy}"
+        more = f" | and {self.count - len(self._first):,} more" if self.count > len(self._first) else ""
+        return f"{summary}: {reasons}{more}" + (f"; correct them, or {remedy}" if remedy else "")

@@ -15,7 +15,9 @@ from infogan_dist.data.images import has_image
 from infogan_dist.errors import DataError
 
 BLOCK_BYTES = 512
-CHUNK_BYTES = 2**20  # of the zeros behind the end of an archive that are read at once
+# Zeros at the end of an archive fill its last record, of 10 KiB by default and up to 1 MiB for tapes. A file
+# whose download did not finish may have many more.
+MAX_PADDING = 2**20
 METADATA = re.compile(r"__[^/]*__($|/)")  # names that WebDataset reserves
 
 
@@ -117,17 +119,18 @@ class TarReader:
             self._require_end(tar.offset)
 
     def _require_end(self, offset: int) -> None:
-        """Raise `ValueError` unless two blocks of zeros, and nothing else, are at and after an offset."""
+        """Raise `ValueError` unless the archive ends at an offset, with zeros: two blocks, and padding."""
         self.stream.seek(offset)
         mark = self.stream.read(2 * BLOCK_BYTES)
         if mark[:BLOCK_BYTES].count(0) != len(mark[:BLOCK_BYTES]):
             raise ValueError(f"an invalid header at byte {offset:,}")
         if len(mark) < 2 * BLOCK_BYTES:
             raise ValueError("no end mark, since the file is cut off or was not closed")
-        while mark:
-            if mark.count(0) != len(mark):
-                raise ValueError("data after the end mark, such as of a second tar in the same file")
-            mark = self.stream.read(CHUNK_BYTES)
+        padding = self.stream.read(MAX_PADDING)
+        if padding.count(0) != len(padding) or mark.count(0) != len(mark):
+            raise ValueError("data after the end mark, such as of a second tar in the same file")
+        if self.stream.read(1):
+            raise ValueError(f"more than {MAX_PADDING:,} bytes after the end mark, as of half a download")
 
     def _resolve(self, info: tarfile.TarInfo, ending: str) -> _Place | None:
         """Return where the bytes of a file or link are; None for a file without them that is no image.

@@ -89,6 +89,16 @@ def test_a_message_names_no_object_of_python():
     assert "<" not in str(error.value)
 
 
+@pytest.mark.parametrize("error", [struct.error("x"), KeyError(1), ZeroDivisionError(), RecursionError()])
+def test_any_error_of_pillow_is_reported_as_a_broken_image(error: Exception, monkeypatch: pytest.MonkeyPatch):
+    def fail(*arguments: object) -> np.ndarray:
+        raise error
+
+    monkeypatch.setattr(images, "as_array", fail)
+    with pytest.raises(DataError, match=r"x\.png: not a readable image \(.+\); replace or remove it"):
+        decode_image({"png": encode_png(np.zeros((1, 4, 4), np.uint8))}, "x", None, fit=False)
+
+
 def test_a_picture_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 99)
     with pytest.raises(DataError, match="10x10 pixels, more than 99"):
@@ -114,7 +124,7 @@ def test_a_broken_exif_tag_does_not_matter():
     # Make (0x010F) becomes ResolutionUnit (0x0128), a number, of which the text is none.
     entry = content.index(struct.pack(">HH", 0x010F, 2))
     content[entry : entry + 2] = struct.pack(">H", 0x0128)
-    with pytest.raises(Exception, match="required argument is not an integer|not supported|cannot"):
+    with pytest.raises(Exception, match=r"required argument is not an integer|not supported"):
         ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
     assert read_image(io.BytesIO(content), "x", ALL, None).shape == (1, 4, 2)
 

@@ -14,10 +14,10 @@ import pytest
 from infogan_dist import make_shards
 from infogan_dist.data import sources
 from infogan_dist.data.existing import source_differences
-from infogan_dist.data.index import TarOptions
 from infogan_dist.data.selection import SELECTION_OPTIONS
 from infogan_dist.data.shards import load_manifest
 from infogan_dist.data.sources import BACKGROUND_OPTION, IMAGE_OPTIONS, SOURCES, Source, SourceEntry
+from infogan_dist.data.tar_index import TarOptions
 from infogan_dist.data.write import write_shard_set
 from infogan_dist.make_shards import build_parser, main
 from tests.conftest import images_source
@@ -51,6 +51,9 @@ def test_the_command_line_offers_the_sources_of_the_table_and_tars():
         "--skip-broken",
         "--image",
         "--name",
+        "--reshard",
+        "--shards",
+        "--seed",
         *IMAGE_OPTIONS,
         *BACKGROUND_OPTION,
     }
