@@ -50,6 +50,8 @@ def test_the_command_line_offers_the_sources_of_the_table_and_tars():
         *common,
         "--skip-broken",
         "--image",
+        "--label",
+        "--classes-file",
         "--name",
         "--reshard",
         "--shards",
