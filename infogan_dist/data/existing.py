@@ -10,7 +10,7 @@ from infogan_dist.data.shards import MANIFEST, Manifest, load_manifest, resolve
 from infogan_dist.data.source import Source
 from infogan_dist.data.tar_index import TarOptions
 from infogan_dist.data.urls import is_remote, redact_url
-from infogan_dist.data.write import num_shards, source_origin, write_shard_set
+from infogan_dist.data.write import JPEG_ENCODING, num_shards, source_origin, write_shard_set
 from infogan_dist.errors import DataError
 
 
@@ -75,8 +75,10 @@ def source_differences(manifest: Manifest, source: Source, shards: int | None, s
         "factors": manifest.factors,
         "shards": len(manifest.shards),
     }
-    if "seed" in manifest.origin:
+    if "sample" in manifest.origin:
         new["seed"], existing["seed"] = seed, manifest.origin["seed"]
+        new["encoding"] = "PNG" if source.file_of is None else JPEG_ENCODING
+        existing["encoding"] = manifest.origin.get("encoding", "PNG")
     changed = [
         f"{name}: {existing[name]} -> {value}" for name, value in new.items() if existing[name] != value
     ]

@@ -23,6 +23,7 @@ def parquet(
     label: str | None,
     shape: tuple[int, int, int] | None,
     background: str | None,
+    keep_encoding: bool = False,
 ) -> Source:
     """Return the images of a Parquet file, or of all in a folder. The encoded images must fit in memory.
 
@@ -32,6 +33,7 @@ def parquet(
         label: column of integers or names; None: there are no labels.
         shape: (channels, height, width) to which images are fitted; None: all must have the same shape.
         background: colour under transparent pixels; None: transparency is ignored.
+        keep_encoding: store JPEG files as they are, if their size and channels are those of the set.
 
     Raises:
         DataError: pyarrow is not installed, or files or columns are missing or damaged.
@@ -56,7 +58,8 @@ def parquet(
     def label_of(i: int) -> int:
         return NO_LABEL if labels is None else int(labels[i])
 
-    return Source(path.stem, table.num_rows, names, read, label_of=label_of)
+    file_of = (lambda i: images[i].as_py()) if keep_encoding else None
+    return Source(path.stem, table.num_rows, names, read, label_of=label_of, file_of=file_of)
 
 
 def _read_table(path: Path, image: str, label: str | None) -> "pa.Table":

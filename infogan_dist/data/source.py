@@ -28,6 +28,8 @@ class Source:
         factors_of: function that returns the i-th image's values of these factors.
         label_of: function that returns the i-th image's label without reading the image; None: `read` does.
         key_of: function that returns a name of the i-th image that does not depend on the other images.
+        file_of: function that returns the bytes of the i-th image's file, which is stored as it is if it is a
+            JPEG of the same pixels; None: all images are stored as PNG.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Source:
     factors_of: Callable[[int], Sequence[int]] = lambda i: ()
     label_of: Callable[[int], int] | None = None
     key_of: Callable[[int], str] = str
+    file_of: Callable[[int], bytes] | None = None
 
     def label(self, i: int) -> int:
         """Return the i-th image's label, -1 if it has none."""

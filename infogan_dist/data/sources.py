@@ -40,6 +40,12 @@ BACKGROUND_OPTION: Options = {
         "help": "under transparent pixels: a name or #rrggbb [transparency is ignored]",
     },
 }
+ENCODING_OPTION: Options = {
+    "--keep-encoding": {
+        "action": "store_true",
+        "help": "store JPEG files as they are, if size and channels need no change [all become PNG]",
+    },
+}
 
 
 def mnist5k() -> Source:
@@ -95,6 +101,7 @@ def folder(
     shape: tuple[int, int, int] | None,
     background: str | None = None,
     skip_broken: bool = False,
+    keep_encoding: bool = False,
 ) -> Source:
     """Return the images of class folders (`cats/001.jpg`), or of one folder, then without labels.
 
@@ -103,6 +110,7 @@ def folder(
         shape: (channels, height, width) to which images are fitted; None: all must have the same shape.
         background: colour under transparent pixels; None: transparency is ignored.
         skip_broken: leave out images that cannot be read or have another shape, instead of refusing.
+        keep_encoding: store JPEG files as they are, if their size and channels are those of the set.
 
     Raises:
         DataError: there are no images, or some cannot be used.
@@ -115,6 +123,7 @@ def folder(
         images.read,
         label_of=images.label,
         key_of=images.key,
+        file_of=(lambda i: images.files[i].read_bytes()) if keep_encoding else None,
     )
 
 
@@ -217,6 +226,7 @@ SOURCES = {
             options.label,
             image_shape(options),
             image_background(options),
+            options.keep_encoding,
         ),
         {
             "--from": {"dest": "source", "type": Path, "required": True, "help": "a file, or their folder"},
@@ -224,6 +234,7 @@ SOURCES = {
             "--label": {"metavar": "COLUMN", "help": "of the labels, integers or names [no labels]"},
             **IMAGE_OPTIONS,
             **BACKGROUND_OPTION,
+            **ENCODING_OPTION,
         },
     ),
     "sprites": SourceEntry(
@@ -232,7 +243,11 @@ SOURCES = {
     "folder": SourceEntry(
         "images in class folders (cats/001.jpg), or in one folder",
         lambda options: folder(
-            options.source, image_shape(options), image_background(options), options.skip_broken
+            options.source,
+            image_shape(options),
+            image_background(options),
+            options.skip_broken,
+            options.keep_encoding,
         ),
         {
             "--from": {"dest": "source", "type": Path, "required": True, "help": "the folder"},
@@ -242,6 +257,7 @@ SOURCES = {
             },
             **IMAGE_OPTIONS,
             **BACKGROUND_OPTION,
+            **ENCODING_OPTION,
         },
     ),
 }

@@ -13,6 +13,7 @@ from PIL import Image
 
 from infogan_dist.data.arrays import npz
 from infogan_dist.data.cifar import cifar10
+from infogan_dist.data.encode import encode_samples
 from infogan_dist.data.parquet import parquet
 from infogan_dist.data.shards import Manifest, load_manifest, read_shard
 from infogan_dist.data.source import Source
@@ -223,6 +224,15 @@ def test_names_and_missing_labels_of_a_parquet_file(tmp_path: Path):
     assert source_of(numbers).label_names == ["0", "1", "2"]
     assert source_of(numbers, None).label_names == []
     assert parquet(numbers, "image", None, (1, 8, 9), None).read(0)[0].shape == (1, 8, 9)
+
+
+def test_jpeg_files_of_a_parquet_file_are_stored_as_they_are_on_request(tmp_path: Path):
+    buffer = io.BytesIO()
+    Image.fromarray(COLOUR[0].transpose(1, 2, 0)).save(buffer, "jpeg")
+    path = save_parquet(tmp_path / "a.parquet", {"image": [buffer.getvalue()], "label": [0]})
+    source = parquet(path, "image", None, None, None, keep_encoding=True)
+    assert buffer.getvalue() in encode_samples(source, [0])
+    assert buffer.getvalue() not in encode_samples(source_of(path), [0])
 
 
 @pytest.mark.parametrize(
