@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from infogan_dist.data import shard_folder, write
+from infogan_dist.data.encode import encode_chunks, encode_samples
 from infogan_dist.data.index import index_tars
 from infogan_dist.data.shards import load_manifest, read_shard
 from infogan_dist.data.source import Source
@@ -94,6 +95,21 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path, monk
     assert one == three
     for shard in one.shards:
         assert (tmp_path / "1" / shard.url).read_bytes() == (tmp_path / "3" / shard.url).read_bytes()
+
+
+def test_processes_do_not_encode_more_than_is_written(tmp_path: Path):
+    source = images_source(100)
+
+    def read(i: int) -> tuple[np.ndarray, int]:
+        (tmp_path / str(i)).touch()
+        return source.read(i)
+
+    encoded = encode_chunks(replace(source, read=read), [[i] for i in range(100)], processes=2)
+    first = next(encoded)
+    assert first == encode_samples(source, [0])
+    time.sleep(0.3)  # a hundred images take less
+    assert len(list(tmp_path.iterdir())) <= 5
+    encoded.close()
 
 
 def broken_at(number: int, action: Callable[[], None]) -> Source:
