@@ -210,14 +210,27 @@ class TarIndex:
 
 @contextmanager
 def open_tar(location: str) -> Iterator[IO[bytes]]:
-    """Open a tar by absolute path or URL, as a seekable stream. Raises as `Store.read`."""
+    """Open a tar by absolute path or URL, as a seekable stream.
+
+    Raises:
+        NetworkError: it cannot be read over the network.
+        DataError: it does not exist, or is a local file that cannot be read.
+    """
     try:
-        with io.BytesIO(Store().read(location)) if is_remote(location) else open(location, "rb") as stream:
+        with io.BytesIO(_download(location)) if is_remote(location) else open(location, "rb") as stream:
             yield stream
     except FileNotFoundError:
         raise DataError(f"{location}: no such tar; check the path or URL") from None
     except OSError as error:
         raise DataError(f"{location}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _download(url: str) -> bytes:
+    try:
+        return Store().read(url)
+    except DataError as error:
+        # A server that refuses one tar probably refuses all, so that this is not a fault of the tar.
+        raise NetworkError(str(error)) from None
 
 
 def _checksum(stream: IO[bytes]) -> tuple[int, str]:
