@@ -4,11 +4,14 @@ import argparse
 from pathlib import Path
 
 from infogan_dist.console import exit_on_user_error, set_up_logging
+from infogan_dist.data.class_names import check_label_file
+from infogan_dist.data.dataset import MapDataset, dataset_source
 from infogan_dist.data.existing import create_index, create_source_set
 from infogan_dist.data.images import IMAGE_TYPES, has_image
 from infogan_dist.data.reshard import tar_source
 from infogan_dist.data.selection import HOLDOUT_SUFFIX, SELECTION_OPTIONS, hold_out, select, selection
 from infogan_dist.data.shards import Manifest
+from infogan_dist.data.source import Source, read_class_names
 from infogan_dist.data.sources import (
     BACKGROUND_OPTION,
     IMAGE_OPTIONS,
@@ -22,6 +25,37 @@ from infogan_dist.data.write import num_shards
 from infogan_dist.errors import ConfigError
 
 ShardSet = tuple[Path, Manifest, bool]  # folder, manifest, whether the set is new
+
+
+def make_shards(
+    dataset: Source | MapDataset,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    image: str = "image",
+    label: str = "label",
+    shape: tuple[int, int, int] | None = None,
+    shards: int | None = None,
+    seed: int = 0,
+) -> Manifest:
+    """Return the shard set of a data set in a folder, which is written unless it is there already.
+
+    Args:
+        dataset: of torchvision, of the library datasets, or alike (see `dataset_source`); or a `Source`, for
+            which name, image, label and shape are not used.
+        out: folder of the shard set; created where it is missing.
+        name: the data's name; None: that of the data set's class.
+        image, label: keys of the samples that are mappings.
+        shape: (channels, height, width) to which PIL images are fitted; None: all must have the same shape.
+        shards: number of shards; None: a multiple of 8 such that a decoded shard takes at most 64 MiB.
+        seed: of the shuffle.
+
+    Raises:
+        DataError: a sample is of another type, the folder has another shard set or other tars, or it cannot
+            be written.
+    """
+    source = dataset if isinstance(dataset, Source) else dataset_source(dataset, name, image, label, shape)
+    return create_source_set(source, Path(out), shards, seed)[0]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,6 +116,15 @@ def _add_tars(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", metavar="ENDING", help="of the image, such as jpg, if samples contain several"
     )
+    parser.add_argument(
+        "--label",
+        metavar="FILE",
+        help="ending of the file of a sample that contains its class name, such as cls or txt, or json:KEY "
+        "[the number in .cls]",
+    )
+    parser.add_argument(
+        "--classes-file", type=Path, metavar="FILE", help="names of the classes, one per line, by number"
+    )
     parser.add_argument("--name", default="tars", help="the data's name")
     parser.add_argument(
         "--reshard",
@@ -96,8 +139,14 @@ def _add_tars(parser: argparse.ArgumentParser) -> None:
         image = None if options.image is None else options.image.lower().lstrip(".")
         if image is not None and not has_image([image]):
             raise ConfigError(f"--image: {image} is no image; use one of {', '.join(IMAGE_TYPES)}")
-        background = image_background(options)
-        read = TarOptions(image_shape(options), background, image, options.skip_broken)
+        read = TarOptions(
+            image_shape(options),
+            image_background(options),
+            image,
+            options.skip_broken,
+            None if options.label is None else check_label_file(options.label),
+            None if options.classes_file is None else tuple(read_class_names(options.classes_file)),
+        )
         if options.reshard:
             with tar_source(options.urls, out, options.name, read) as source:
                 return [(out, *create_source_set(source, out, options.shards, options.seed))]

@@ -45,9 +45,9 @@ MODULES = {
     "model": ("clustering", "views", "losses", "networks", "layers", "latents", "codes"),
     "data": (
         "existing", "reshard", "index", "tar_index", "sortedness", "write", "encode", "shard_folder",
-        "selection", "sources", "idx", "source", "folder", "problems", "neighbours", "finite", "resident",
-        "loader", "order", "shards", "tars", "images", "fetch", "filesystems", "transport", "hub", "s3",
-        "cache", "urls",
+        "selection", "sources", "idx", "arrays", "cifar", "parquet", "dataset", "source", "folder",
+        "problems", "neighbours", "finite", "resident", "loader", "order", "shards", "class_names", "tars",
+        "images", "fetch", "filesystems", "transport", "hub", "s3", "cache", "urls",
     ),
     "config": ("load", "help", "validate", "batch_share", "schema", "clustering", "codes", "fields"),
 }  # fmt: skip

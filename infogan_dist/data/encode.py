@@ -17,13 +17,16 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from infogan_dist.data.images import encode_png
+import numpy as np
+
+from infogan_dist.data.images import decode_image, encode_png
 from infogan_dist.data.shards import FACTORS_TYPE, LABEL_TYPE, NO_LABEL
 from infogan_dist.data.source import Source
 from infogan_dist.errors import DataError
 
 PARALLEL_S = 2.0  # Less work than this is done by one process: starting others takes about as long.
 PARENT_POLL_S = 1.0
+JPEG_START = b"\xff\xd8\xff"
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -84,7 +87,8 @@ def encode_chunks(
 def encode_samples(source: Source, numbers: Sequence[int]) -> bytes:
     """Return the images of these numbers, with labels and factors, as a part of a tar file.
 
-    The image becomes a PNG, the label a .cls file, and the factors, if there are any, a .factors.json file.
+    The image becomes a PNG, or remains a JPEG with `Source.file_of`, the label becomes a .cls file, and the
+    factors, if there are any, a .factors.json file.
     The same samples give the same bytes: the file contains neither times nor owners.
     """
     return b"".join(_encode_sample(source, int(i)) for i in numbers)
@@ -98,6 +102,7 @@ def end_of_tar(size: int) -> bytes:
 def _encode_sample(source: Source, i: int) -> bytes:
     try:
         array, label = source.read(i)
+        jpeg = None if source.file_of is None else _jpeg_of(source.file_of(i), array)
     except OSError as error:
         raise DataError(f"{source.name}: image {i} cannot be read ({error}); replace it") from None
     factors = source.factors_of(i)
@@ -106,8 +111,17 @@ def _encode_sample(source: Source, i: int) -> bytes:
         members[LABEL_TYPE] = str(label).encode()
     if factors:
         members[FACTORS_TYPE] = json.dumps(list(factors)).encode()
-    members["png"] = encode_png(array)
+    ending, content = ("png", encode_png(array)) if jpeg is None else ("jpg", jpeg)
+    members[ending] = content
     return b"".join(_tar_member(f"{i:09d}.{ending}", content) for ending, content in members.items())
+
+
+def _jpeg_of(content: bytes, array: np.ndarray) -> bytes | None:
+    """Return an image file if it is a JPEG that is read from a shard as these pixels, else None."""
+    if not content.startswith(JPEG_START):
+        return None
+    pixels = decode_image({"jpg": content}, "the file", None, fit=False)
+    return content if np.array_equal(pixels, array) else None
 
 
 def _tar_member(name: str, content: bytes) -> bytes:

@@ -4,12 +4,13 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from infogan_dist.data.folder import natural_key
 from infogan_dist.data.index import expand, index_tars
 from infogan_dist.data.shards import MANIFEST, Manifest, load_manifest, resolve
 from infogan_dist.data.source import Source
 from infogan_dist.data.tar_index import TarOptions
 from infogan_dist.data.urls import is_remote, redact_url
-from infogan_dist.data.write import num_shards, source_origin, write_shard_set
+from infogan_dist.data.write import JPEG_ENCODING, num_shards, source_origin, write_shard_set
 from infogan_dist.errors import DataError
 
 
@@ -74,8 +75,10 @@ def source_differences(manifest: Manifest, source: Source, shards: int | None, s
         "factors": manifest.factors,
         "shards": len(manifest.shards),
     }
-    if "seed" in manifest.origin:
+    if "sample" in manifest.origin:
         new["seed"], existing["seed"] = seed, manifest.origin["seed"]
+        new["encoding"] = "PNG" if source.file_of is None else JPEG_ENCODING
+        existing["encoding"] = manifest.origin.get("encoding", "PNG")
     changed = [
         f"{name}: {existing[name]} -> {value}" for name, value in new.items() if existing[name] != value
     ]
@@ -97,6 +100,8 @@ def index_differences(manifest: Manifest, urls: list[str], name: str, options: T
         ("shape", fitted, shape_name(options.shape)),
         ("background", manifest.background, options.background),
         ("image", manifest.image, options.image),
+        ("label", manifest.label, options.label),
+        ("classes", manifest.label_names, _class_names(manifest, options)),
     )
     changed = [f"{field}: {old} -> {new}" for field, old, new in compared if old != new]
     absolute = [path if is_remote(path) else str(Path(path).resolve()) for path in existing]
@@ -106,3 +111,12 @@ def index_differences(manifest: Manifest, urls: list[str], name: str, options: T
         others = sorted({*tars} ^ {*absolute, *left_out})[:3]
         changed.append(f"tars: {', '.join(map(redact_url, others)) or 'another order'}")
     return changed
+
+
+def _class_names(manifest: Manifest, options: TarOptions) -> list[str]:
+    """Return the names of the classes that the options give to those of an existing set."""
+    if options.classes is not None:
+        return list(options.classes)
+    if options.label is None:
+        return [str(i) for i in range(len(manifest.label_names))]
+    return sorted(manifest.label_names, key=natural_key)

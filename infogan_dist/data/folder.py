@@ -86,7 +86,7 @@ def open_folder(
         DataError: there are no images, or some cannot be used.
     """
     files = _image_files(path)
-    classes = sorted({p.relative_to(path).parts[0] for p in files if p.parent != path}, key=_natural_key)
+    classes = sorted({p.relative_to(path).parts[0] for p in files if p.parent != path}, key=natural_key)
     if classes and any(p.parent == path for p in files):
         raise DataError(f"{path}: some images are in class folders and some are not; move these into one")
     _warn_of_splits(path, classes)
@@ -94,7 +94,7 @@ def open_folder(
     return _usable(ImageFolder(path, files, labels, shape, background), skip_broken)
 
 
-def _natural_key(name: str) -> tuple[list[str | int], str]:
+def natural_key(name: str) -> tuple[list[str | int], str]:
     """Return a key by which class 2 comes before class 10."""
     parts = re.split(r"([0-9]+)", name)  # text and digits in turn
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infogan_dist.data.source import Source, labelled_arrays, read_class_names
+from infogan_dist.data.source import Source, array_source, read_class_names
 from infogan_dist.errors import DataError
 
 DIGITS = [str(d) for d in range(10)]
@@ -93,9 +93,7 @@ def _labelled_images(name: str, images: Path, labels: Path, label_names: list[st
             raise DataError(
                 f"{path}: an array of {array.ndim} dimensions instead of {dimensions}; replace it"
             )
-    if label_names is None:
-        label_names = [str(i) for i in range(int(numbers.max(initial=0)) + 1)]
-    return labelled_arrays(name, pixels[:, None], numbers, label_names)
+    return array_source(name, pixels[:, None], numbers, label_names)
 
 
 def _class_names(names: str) -> list[str]:

@@ -46,6 +46,7 @@ def index_tars(urls: list[str], out: Path, name: str, options: TarOptions | None
         fit=options.shape is not None,
         background=options.background,
         image=options.image,
+        label=options.label,
         origin={"left_out": left_out} if left_out else {},
         location=str(out),
     )
@@ -72,6 +73,7 @@ def scan_tars(
         for location in locations:
             index.add(location)
             bar.update()
+    index.sort_classes()
     index.report(len(locations), broken_remedy)
     return index
 

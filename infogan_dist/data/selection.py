@@ -6,7 +6,7 @@ other images are added or removed, and a smaller part is contained in a larger o
 
 import hashlib
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -144,7 +144,12 @@ def _subset(source: Source, rows: np.ndarray) -> Source:
         factors_of=lambda i: source.factors_of(numbers[i]),
         label_of=lambda i: source.label(numbers[i]),
         key_of=lambda i: source.key_of(numbers[i]),
+        file_of=None if source.file_of is None else _renumbered(source.file_of, numbers),
     )
+
+
+def _renumbered(file_of: Callable[[int], bytes], numbers: list[int]) -> Callable[[int], bytes]:
+    return lambda i: file_of(numbers[i])
 
 
 def _first(source: Source, rows: np.ndarray, count: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from infogan_dist.data.class_names import class_name
 from infogan_dist.data.fetch import Store
 from infogan_dist.data.images import decode_image, has_image
 from infogan_dist.data.tars import TarReader, uncompressed
@@ -56,6 +57,8 @@ class Manifest:
         factors: number of values of each known factor of variation, by name; empty if none is known.
         background: colour under transparent pixels; None: transparency is ignored.
         image: ending of the image among the files of a sample; None: a sample has one image only.
+        label: file of the class names among those of a sample, as of `class_name`; None: .cls files contain
+            the numbers of the classes.
         origin: how `make_shards` created the set: the seed of its shuffle and a checksum of some images of
             the source, or the tars that were left out; empty if unknown.
         location: folder or URL of the manifest, to which shard URLs are relative; not part of the file.
@@ -69,6 +72,7 @@ class Manifest:
     factors: dict[str, int] = field(default_factory=dict)
     background: str | None = None
     image: str | None = None
+    label: str | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     location: str = field(default="", compare=False)
 
@@ -137,6 +141,7 @@ def load_manifest(location: str) -> Manifest:
             factors,
             tree.get("background"),
             tree.get("image"),
+            tree.get("label"),
             dict(tree.get("origin", {})),
             location=base,
         )
@@ -191,13 +196,18 @@ def read_shard(
     labels = np.full(shard.samples, NO_LABEL, np.int64)
     factors = np.zeros((shard.samples, len(manifest.factors)), np.int64)
     broken, notes = np.zeros(shard.samples, bool), []
+    numbers = {name: i for i, name in enumerate(manifest.label_names)}
     for i, (key, member) in enumerate(samples):
         where = f"{url}, {key}"
         try:
             images[i] = decode_image(
                 member, where, manifest.image_shape, manifest.fit, manifest.background, manifest.image
             )
-            labels[i] = decode_label(member, where, len(manifest.label_names) or MAX_CLASSES)
+            labels[i] = (
+                decode_label(member, where, len(manifest.label_names) or MAX_CLASSES)
+                if manifest.label is None
+                else decode_class_name(member, where, manifest.label, numbers)
+            )
             factors[i] = decode_factors(member, where, manifest.factors)
         except DataError as error:
             if not skip:
@@ -258,10 +268,32 @@ def decode_label(member: dict[str, bytes], where: str, classes: int = MAX_CLASSE
     try:
         label = int(member[LABEL_TYPE])
     except ValueError:
-        raise DataError(f"{where}.{LABEL_TYPE}: not an integer; correct it") from None
+        raise DataError(
+            f"{where}.{LABEL_TYPE}: not an integer; correct it, or use --label cls for names"
+        ) from None
     if not NO_LABEL <= label < classes:
         raise DataError(f"{where}.{LABEL_TYPE}: not a class from 0 to {classes - 1:,}; correct it")
     return label
+
+
+def decode_class_name(member: dict[str, bytes], where: str, label: str, numbers: dict[str, int]) -> int:
+    """Return the class of a sample by its name, -1 if it has none.
+
+    Args:
+        member: the sample's files by ending.
+        where: name of the sample in error messages.
+        label: which file contains the name, as of `class_name`.
+        numbers: of the classes by name.
+
+    Raises:
+        DataError: the file is damaged, or the class is unknown.
+    """
+    name = class_name(member, where, label)
+    if name is None:
+        return NO_LABEL
+    if name not in numbers:
+        raise DataError(f"{where}: its class {name} is not among the {len(numbers)} known ones; add it")
+    return numbers[name]
 
 
 def decode_factors(member: dict[str, bytes], where: str, sizes: dict[str, int]) -> list[int]:

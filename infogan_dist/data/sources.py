@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
+from infogan_dist.data.arrays import IMAGES, LABELS, npz
+from infogan_dist.data.cifar import cifar10
 from infogan_dist.data.folder import open_folder
 from infogan_dist.data.idx import CLASS_NAMES, DIGITS, MNIST_FILES, idx, mnist
-from infogan_dist.data.source import Options, Source, SourceEntry, labelled_arrays
+from infogan_dist.data.parquet import parquet
+from infogan_dist.data.source import Options, Source, SourceEntry, array_source, read_class_names
 from infogan_dist.errors import ConfigError, DataError
 
 # Corners of the sprites' shapes, at a distance of at most 1 from their centre.
@@ -37,6 +40,12 @@ BACKGROUND_OPTION: Options = {
         "help": "under transparent pixels: a name or #rrggbb [transparency is ignored]",
     },
 }
+ENCODING_OPTION: Options = {
+    "--keep-encoding": {
+        "action": "store_true",
+        "help": "store JPEG files as they are, if size and channels need no change [all become PNG]",
+    },
+}
 
 
 def mnist5k() -> Source:
@@ -54,7 +63,7 @@ def mnist5k() -> Source:
         ) from None
     pixels, labels = mnist_data()
     images = np.asarray(pixels).reshape(-1, 1, 28, 28).astype(np.uint8)
-    return labelled_arrays("mnist5k", images, np.asarray(labels), DIGITS)
+    return array_source("mnist5k", images, np.asarray(labels), DIGITS)
 
 
 def sprites() -> Source:
@@ -92,6 +101,7 @@ def folder(
     shape: tuple[int, int, int] | None,
     background: str | None = None,
     skip_broken: bool = False,
+    keep_encoding: bool = False,
 ) -> Source:
     """Return the images of class folders (`cats/001.jpg`), or of one folder, then without labels.
 
@@ -100,6 +110,7 @@ def folder(
         shape: (channels, height, width) to which images are fitted; None: all must have the same shape.
         background: colour under transparent pixels; None: transparency is ignored.
         skip_broken: leave out images that cannot be read or have another shape, instead of refusing.
+        keep_encoding: store JPEG files as they are, if their size and channels are those of the set.
 
     Raises:
         DataError: there are no images, or some cannot be used.
@@ -112,6 +123,7 @@ def folder(
         images.read,
         label_of=images.label,
         key_of=images.key,
+        file_of=(lambda i: images.files[i].read_bytes()) if keep_encoding else None,
     )
 
 
@@ -182,13 +194,60 @@ SOURCES = {
         },
         suffix=lambda options: f"-{options.name or options.source.resolve().name}{_split_suffix(options)}",
     ),
+    "cifar10": SourceEntry(
+        "CIFAR-10 from its unpacked files, of the Python or of the binary version",
+        lambda options: cifar10(options.source, options.split),
+        {
+            "--from": {"dest": "source", "type": Path, "required": True, "help": "folder of the batches"},
+            "--split": SPLIT_OPTION,
+        },
+        suffix=_split_suffix,
+    ),
+    "npz": SourceEntry(
+        "arrays of images and labels in an NPZ file",
+        lambda options: npz(
+            options.source,
+            options.images,
+            options.labels,
+            None if options.names is None else read_class_names(options.names),
+        ),
+        {
+            "--from": {"dest": "source", "type": Path, "required": True, "help": "the file"},
+            "--images": {"metavar": "NAME", "default": IMAGES, "help": f"of the array of images [{IMAGES}]"},
+            "--labels": {"metavar": "NAME", "help": f"of the array of labels [{LABELS}, if it is there]"},
+            "--names": {"type": Path, "metavar": "FILE", "help": "one class name per line [numbers]"},
+        },
+    ),
+    "parquet": SourceEntry(
+        "Parquet files with a column of encoded images, as of the Hugging Face Hub",
+        lambda options: parquet(
+            options.source,
+            options.image,
+            options.label,
+            image_shape(options),
+            image_background(options),
+            options.keep_encoding,
+        ),
+        {
+            "--from": {"dest": "source", "type": Path, "required": True, "help": "a file, or their folder"},
+            "--image": {"metavar": "COLUMN", "default": "image", "help": "of the images [image]"},
+            "--label": {"metavar": "COLUMN", "help": "of the labels, integers or names [no labels]"},
+            **IMAGE_OPTIONS,
+            **BACKGROUND_OPTION,
+            **ENCODING_OPTION,
+        },
+    ),
     "sprites": SourceEntry(
         "drawn shapes with known factors of variation, without network", lambda options: sprites()
     ),
     "folder": SourceEntry(
         "images in class folders (cats/001.jpg), or in one folder",
         lambda options: folder(
-            options.source, image_shape(options), image_background(options), options.skip_broken
+            options.source,
+            image_shape(options),
+            image_background(options),
+            options.skip_broken,
+            options.keep_encoding,
         ),
         {
             "--from": {"dest": "source", "type": Path, "required": True, "help": "the folder"},
@@ -198,6 +257,7 @@ SOURCES = {
             },
             **IMAGE_OPTIONS,
             **BACKGROUND_OPTION,
+            **ENCODING_OPTION,
         },
     ),
 }

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
+from infogan_dist.data.class_names import class_name
 from infogan_dist.data.fetch import NetworkError, Store
+from infogan_dist.data.folder import natural_key
 from infogan_dist.data.images import TAR_FORMATS, decode_image, has_image, image_ending, is_animated
 from infogan_dist.data.problems import Problems
-from infogan_dist.data.shards import NO_LABEL, decode_label
+from infogan_dist.data.shards import MAX_CLASSES, NO_LABEL, decode_class_name, decode_label
 from infogan_dist.data.tars import TarReader, TarSample, uncompressed
 from infogan_dist.data.urls import is_remote
 from infogan_dist.errors import DataError
@@ -34,12 +36,17 @@ class TarOptions:
         background: colour under transparent pixels; None: transparency is ignored.
         image: ending of the image among the files of a sample; None: a sample has one image only.
         skip_broken: include samples that cannot be decoded, and leave out tars that cannot be read.
+        label: file of the class names among those of a sample, as of `class_name`; None: .cls files contain
+            the numbers of the classes.
+        classes: names of the classes by number; None: all that occur.
     """
 
     shape: Shape | None = None
     background: str | None = None
     image: str | None = None
     skip_broken: bool = False
+    label: str | None = None
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -78,19 +85,22 @@ class IndexedTar:
         """Number of samples, with those that cannot be decoded."""
         return len(self.labels) + self.broken
 
-    def add(self, sample: TarSample, options: TarOptions, shape: Shape | None) -> Shape | None:
+    def add(
+        self, sample: TarSample, options: TarOptions, shape: Shape | None, numbers: dict[str, int]
+    ) -> Shape | None:
         """Decode a sample, and return the shape of its image, or None if it cannot be decoded.
 
         Args:
             sample: of the tar.
             options: how images are read.
             shape: required (channels, height, width); None: any.
+            numbers: of the classes by name; without `options.classes`, new ones are added.
         """
         where, fit = f"{self.location}, {sample.key}", options.shape is not None
         try:
             ending = image_ending(sample.files, where, options.image)
             image = decode_image(sample.files, where, shape, fit, options.background, options.image)
-            label = decode_label(sample.files, where)
+            label = _label(sample.files, where, options, numbers)
         except DataError as error:
             self.problems.add(str(error))
             if has_image(sample.files):
@@ -128,6 +138,7 @@ class TarIndex:
     def __init__(self, name: str, options: TarOptions):
         self.name, self.options, self.shape = name, options, options.shape
         self.tars: list[IndexedTar] = []
+        self._numbers = {name: i for i, name in enumerate(options.classes or ())}
         self._problems = Problems()
 
     def add(self, location: str) -> None:
@@ -142,7 +153,7 @@ class TarIndex:
                 tar.bytes, tar.sha256 = _checksum(stream)
                 reader = TarReader(uncompressed(stream), location)
                 for sample in reader:
-                    shape = tar.add(sample, self.options, shape) or shape
+                    shape = tar.add(sample, self.options, shape, self._numbers) or shape
             tar.leave_out(reader.left_out, reader.first_left_out)
             self._problems.merge(tar.problems)
             if not tar.samples:
@@ -157,9 +168,26 @@ class TarIndex:
 
     @property
     def label_names(self) -> list[str]:
-        """The numbers up to the largest label, as text."""
+        """Names of the classes by label; of those that have none, the numbers as text."""
+        if self.options.classes is not None:
+            return list(self.options.classes)
+        if self.options.label is not None:
+            return list(self._numbers)
         largest = max(max(tar.labels, default=NO_LABEL) for tar in self.tars)
         return [str(i) for i in range(largest + 1)]
+
+    def sort_classes(self) -> None:
+        """Number the classes in natural order of their names, unless their order is given."""
+        if self.options.label is None or self.options.classes is not None:
+            return
+        names = list(self._numbers)
+        used = sorted({label for tar in self.tars for label in tar.labels} - {NO_LABEL})
+        ordered = sorted((names[label] for label in used), key=natural_key)
+        self._numbers = {name: i for i, name in enumerate(ordered)}
+        for tar in self.tars:
+            tar.labels = array(
+                "q", (NO_LABEL if k == NO_LABEL else self._numbers[names[k]] for k in tar.labels)
+            )
 
     def report(self, count: int, broken_remedy: str) -> None:
         """Log what is wrong with the tars.
@@ -177,6 +205,9 @@ class TarIndex:
             raise DataError(self._problems.report(summary, "use --skip-broken"))
         if self.shape is None or not any(tar.labels for tar in tars):
             raise DataError(f"{self.name}: no sample can be decoded; use other tars")
+        label = self.options.label
+        if label is not None and all(tar.labels.count(NO_LABEL) == len(tar.labels) for tar in tars):
+            raise DataError(f"{self.name}: no sample has a class in {label}; choose another --label")
         if problems:
             logger.warning(self._problems.report(summary))
         if broken := sum(tar.broken for tar in tars):
@@ -231,6 +262,16 @@ def _download(url: str) -> bytes:
     except DataError as error:
         # A server that refuses one tar probably refuses all, so that this is not a fault of the tar.
         raise NetworkError(str(error)) from None
+
+
+def _label(files: dict[str, bytes], where: str, options: TarOptions, numbers: dict[str, int]) -> int:
+    """Return the label of a sample, as `IndexedTar.add` needs it."""
+    if options.label is None:
+        return decode_label(files, where, MAX_CLASSES if options.classes is None else len(options.classes))
+    name = class_name(files, where, options.label)
+    if options.classes is None and name is not None and len(numbers) < MAX_CLASSES:
+        numbers.setdefault(name, len(numbers))
+    return decode_class_name(files, where, options.label, numbers)
 
 
 def _checksum(stream: IO[bytes]) -> tuple[int, str]:

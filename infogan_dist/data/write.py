@@ -18,6 +18,7 @@ from infogan_dist.rng import permutation
 DEFAULT_SHARDS = 8  # the default number of lanes: an epoch then contains each sample once
 SHARD_BYTES = 64 * 2**20  # of a decoded shard; a process has one shard of each of its lanes in memory
 CHUNK = 32  # images that a process encodes at once
+JPEG_ENCODING = "JPEG files as they are"
 ORIGIN_IMAGES = 16  # which identify a source
 
 
@@ -74,7 +75,8 @@ def source_origin(source: Source, seed: int) -> dict[str, Any]:
     for i in np.linspace(0, source.count - 1, ORIGIN_IMAGES).astype(int):
         image, label = source.read(int(i))
         digest.update(f"{label} ".encode() + image.tobytes())
-    return {"seed": seed, "sample": digest.hexdigest()}
+    encoding = {} if source.file_of is None else {"encoding": JPEG_ENCODING}
+    return {"seed": seed, "sample": digest.hexdigest(), **encoding}
 
 
 def _write_tars(source: Source, folder: Path, parts: list[np.ndarray], processes: int) -> list[Shard]:

@@ -50,6 +50,8 @@ def test_the_command_line_offers_the_sources_of_the_table_and_tars():
         *common,
         "--skip-broken",
         "--image",
+        "--label",
+        "--classes-file",
         "--name",
         "--reshard",
         "--shards",
@@ -111,6 +113,7 @@ def test_every_option_has_its_default_and_reaches_the_writer(monkeypatch: pytest
             "--background",
             "white",
             "--skip-broken",
+            "--keep-encoding",
             "--shards",
             "3",
             "--seed",
@@ -127,7 +130,7 @@ def test_every_option_has_its_default_and_reaches_the_writer(monkeypatch: pytest
     monkeypatch.setattr(sources, "folder", lambda *arguments: calls.append(arguments) or source)
     monkeypatch.setattr(make_shards, "create_source_set", record)
     options.create(options, Path("out"))
-    assert calls == [(Path("x"), (1, 16, 16), "#ffffff", True), (source, Path("out"), 3, 5)]
+    assert calls == [(Path("x"), (1, 16, 16), "#ffffff", True, True), (source, Path("out"), 3, 5)]
     options = parse(
         [
             "tars",

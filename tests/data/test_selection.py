@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,13 @@ def test_labels_are_left_out_after_the_classes_are_chosen():
     )
     assert (part.count, part.label_names, part.label(0), part.read(0)[1]) == (3, [], -1, -1)
     assert {key % 10 for key in keys_of(part)} == {7}
+
+
+def test_files_remain_those_of_the_image():
+    source = replace(keyed_source(range(50)), file_of=lambda i: str(i).encode())
+    part = select(source, Selection(limit=9))
+    assert part.file_of is not None
+    assert [int(part.file_of(i)) for i in range(9)] == keys_of(part)
 
 
 def test_factors_remain_those_of_the_image():
