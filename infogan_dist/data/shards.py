@@ -1,10 +1,8 @@
 """A shard set: WebDataset tar files, and a manifest that lists them with their sizes and checksums."""
 
 import hashlib
-import io
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ import numpy as np
 
 from infogan_dist.data.class_names import class_name
 from infogan_dist.data.fetch import Store
-from infogan_dist.data.images import decode_image, has_image
-from infogan_dist.data.tars import TarReader, uncompressed
+from infogan_dist.data.images import decode_image
+from infogan_dist.data.tars import samples_of
 from infogan_dist.data.urls import is_remote, redact_url
 from infogan_dist.errors import DataError
 from infogan_dist.files import write_text
@@ -243,13 +241,6 @@ def fetch_shard(manifest: Manifest, index: int, store: Store) -> tuple[str, byte
         raise DataError(
             f"{redact_url(url)}: the shard is missing; restore it, or create the set again"
         ) from None
-
-
-def samples_of(content: bytes, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield the samples of a tar as (key, bytes by file ending). Files without an image are no sample."""
-    for sample in TarReader(uncompressed(io.BytesIO(content)), url):
-        if has_image(sample.files):
-            yield sample.key, sample.files
 
 
 def decode_label(member: dict[str, bytes], where: str, classes: int = MAX_CLASSES) -> int:

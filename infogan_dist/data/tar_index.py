@@ -151,9 +151,10 @@ class TarIndex:
         try:
             with open_tar(location) as stream:
                 tar.bytes, tar.sha256 = _checksum(stream)
-                reader = TarReader(uncompressed(stream), location)
-                for sample in reader:
-                    shape = tar.add(sample, self.options, shape, self._numbers) or shape
+                with uncompressed(stream, location) as content:
+                    reader = TarReader(content, location)
+                    for sample in reader:
+                        shape = tar.add(sample, self.options, shape, self._numbers) or shape
             tar.leave_out(reader.left_out, reader.first_left_out)
             self._problems.merge(tar.problems)
             if not tar.samples:

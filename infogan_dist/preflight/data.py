@@ -11,7 +11,8 @@ from infogan_dist.data.fetch import NetworkError, Store
 from infogan_dist.data.images import decode_image
 from infogan_dist.data.order import Order
 from infogan_dist.data.resident import should_hold_images
-from infogan_dist.data.shards import Manifest, fetch_shard, load_manifest, resolve, samples_of
+from infogan_dist.data.shards import Manifest, fetch_shard, load_manifest, resolve
+from infogan_dist.data.tars import samples_of
 from infogan_dist.data.urls import is_remote
 from infogan_dist.errors import DataError
 from infogan_dist.preflight.finding import (

@@ -56,7 +56,7 @@ def test_all_bad_tars_and_samples_are_named_at_the_end(tmp_path: Path, capsys: p
     assert "tars: 5 problems in 8 tars: " in line
     for problem in (
         "empty.tar: contains no samples",
-        "cut.tar: not a complete",
+        "cut.tar: not a readable tar",
         "broken.tar, b.png: not a readable",
         "broken.tar, c: no image",
         "gone.tar: no such tar",
@@ -81,7 +81,7 @@ def test_of_many_problems_ten_are_named(tmp_path: Path):
         index_tars([f"{tmp_path}/{{00..24}}.tar"], tmp_path / "set", "x")
     message = str(error.value)
     assert message.startswith("x: 25 problems in 25 tars: ")
-    assert message.count("not a complete, readable tar") == 10
+    assert message.count("not a readable tar") == 10
     assert "09.tar" in message
     assert "10.tar" not in message
     assert "and 15 more; correct them" in message
