@@ -1,6 +1,7 @@
 """A source of arrays in an NPZ file."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -49,5 +50,5 @@ def _read(path: Path, images: str, labels: str | None) -> tuple[np.ndarray, np.n
                     )
             name = LABELS if labels is None else labels
             return arrays[images], arrays.get(name)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a readable NPZ file ({error}); replace it") from None

@@ -37,6 +37,7 @@ def dataset_source(
         dataset: its samples are pairs (image, label), as of torchvision, mappings, as of the library
             datasets, or images alone, and the same each time. An image is a PIL image or an array or tensor
             [H, W], [H, W, C] or [C, H, W], uint8, or floating-point in [0, 1]. A label is an integer or None.
+            Forked processes read the samples, as with torch's `DataLoader`.
         name: the data's name; None: that of its class.
         image, label: keys of the samples that are mappings.
         shape: (channels, height, width) to which PIL images are fitted; None: all must have the same shape.
@@ -55,14 +56,17 @@ def dataset_source(
 
     first = read_sample(0)[0].shape
 
-    def read(i: int) -> tuple[np.ndarray, int]:
-        pixels, number = read_sample(i)
-        require_shape(pixels.shape, first, f"{name}, sample {i}")
-        return pixels, number
-
     names = _class_names(dataset, label)
     if names is None:
         names = numbered_names(name, np.array([read_sample(i)[1] for i in range(len(dataset))]))
+
+    def read(i: int) -> tuple[np.ndarray, int]:
+        pixels, number = read_sample(i)
+        require_shape(pixels.shape, first, f"{name}, sample {i}")
+        if not NO_LABEL <= number < len(names):
+            raise DataError(f"{name}, sample {i}: its label {number} is none of {len(names)} classes")
+        return pixels, number
+
     return Source(name, len(dataset), list(names), read)
 
 

@@ -136,6 +136,8 @@ _source: Source  # of a process that encodes
 def _set_up_process(source: Source, parent: int) -> None:
     global _source
     _source = source
+    if "torch" in sys.modules:  # Its threads do not exist after a fork, and a data set may use it.
+        sys.modules["torch"].set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the first process, which ends the others.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -13,6 +13,8 @@ from infogan_dist.data.urls import is_remote, redact_url
 from infogan_dist.data.write import JPEG_ENCODING, num_shards, source_origin, write_shard_set
 from infogan_dist.errors import DataError
 
+MAX_NAMED = 10  # items of a list in a message
+
 
 def create_once(
     out: Path, create: Callable[[], Manifest], differences: Callable[[Manifest], list[str]]
@@ -79,9 +81,7 @@ def source_differences(manifest: Manifest, source: Source, shards: int | None, s
         new["seed"], existing["seed"] = seed, manifest.origin["seed"]
         new["encoding"] = "PNG" if source.file_of is None else JPEG_ENCODING
         existing["encoding"] = manifest.origin.get("encoding", "PNG")
-    changed = [
-        f"{name}: {existing[name]} -> {value}" for name, value in new.items() if existing[name] != value
-    ]
+    changed = [_difference(name, existing[name], new[name]) for name in new if existing[name] != new[name]]
     if not changed and "sample" in manifest.origin and manifest.origin != source_origin(source, seed):
         changed.append("pixels or labels")
     return changed
@@ -103,7 +103,7 @@ def index_differences(manifest: Manifest, urls: list[str], name: str, options: T
         ("label", manifest.label, options.label),
         ("classes", manifest.label_names, _class_names(manifest, options)),
     )
-    changed = [f"{field}: {old} -> {new}" for field, old, new in compared if old != new]
+    changed = [_difference(field, old, new) for field, old, new in compared if old != new]
     absolute = [path if is_remote(path) else str(Path(path).resolve()) for path in existing]
     left_out = manifest.origin.get("left_out", [])
     tars = expand(urls)
@@ -120,3 +120,12 @@ def _class_names(manifest: Manifest, options: TarOptions) -> list[str]:
     if options.label is None:
         return [str(i) for i in range(len(manifest.label_names))]
     return sorted(manifest.label_names, key=natural_key)
+
+
+def _difference(name: str, old: object, new: object) -> str:
+    """Return a difference for a message; of long lists, such as class names, the first different item."""
+    if isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > MAX_NAMED:
+        if len(old) != len(new):
+            return f"{name}: {len(old)} -> {len(new)}"
+        old, new = next((a, b) for a, b in zip(old, new, strict=True) if a != b)
+    return f"{name}: {old} -> {new}"

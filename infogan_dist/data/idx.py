@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def read_idx(path: Path) -> np.ndarray:
         dimensions = content[3]
         shape = np.frombuffer(content, ">u4", dimensions, offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path}: not a complete IDX file of bytes ({error}); replace it") from None
 
 

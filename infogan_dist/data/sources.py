@@ -83,7 +83,15 @@ def sprites() -> Source:
         angle = orientation * math.pi / 16
         return _draw_sprite(shape, 4 + scale, angle, 8.5 + 15 / 7 * x, 8.5 + 15 / 7 * y), shape
 
-    return Source("sprites", math.prod(sizes), list(SPRITES), read, factors, factors_of)
+    return Source(
+        "sprites",
+        math.prod(sizes),
+        list(SPRITES),
+        read,
+        factors,
+        factors_of,
+        label_of=lambda i: factors_of(i)[0],
+    )
 
 
 def _draw_sprite(shape: int, radius: float, angle: float, x: float, y: float, side: int = 32) -> np.ndarray:

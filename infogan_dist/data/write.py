@@ -17,7 +17,7 @@ from infogan_dist.rng import permutation
 
 DEFAULT_SHARDS = 8  # the default number of lanes: an epoch then contains each sample once
 SHARD_BYTES = 64 * 2**20  # of a decoded shard; a process has one shard of each of its lanes in memory
-CHUNK = 32  # images that a process encodes at once
+CHUNK, CHUNK_BYTES = 32, 2**20  # largest number and decoded size of images that a process encodes at once
 JPEG_ENCODING = "JPEG files as they are"
 ORIGIN_IMAGES = 16  # which identify a source
 
@@ -81,7 +81,8 @@ def source_origin(source: Source, seed: int) -> dict[str, Any]:
 
 def _write_tars(source: Source, folder: Path, parts: list[np.ndarray], processes: int) -> list[Shard]:
     """Write a tar for each part, an array of the numbers of its images."""
-    chunks = [[chunk.tolist() for chunk in np.array_split(rows, -(-len(rows) // CHUNK))] for rows in parts]
+    size = max(1, min(CHUNK, CHUNK_BYTES // source.read(0)[0].nbytes))
+    chunks = [[chunk.tolist() for chunk in np.array_split(rows, -(-len(rows) // size))] for rows in parts]
     encoded = encode_chunks(source, [chunk for part in chunks for chunk in part], processes)
     shards = []
     with progress(source.count, "image", description=f"shards of {source.name}") as bar, closing(encoded):

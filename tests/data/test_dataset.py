@@ -9,12 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from infogan_dist.data import write
 from infogan_dist.data.dataset import dataset_source
 from infogan_dist.data.shards import load_manifest, read_shard
 from infogan_dist.errors import DataError
 from infogan_dist.make_shards import make_shards
 from tests.conftest import images_source, number_of
 
+# From Python 3.12 on, a fork beside other threads, such as those of torch, is reported.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 PIXELS = np.stack([images_source(20, (3, 8, 8)).read(i)[0] for i in range(20)])
 LABELS = [i % 3 for i in range(20)]
 NAMES = ["a", "b", "c"]
@@ -85,6 +88,38 @@ def test_labels_and_names_may_be_missing():
     assert dataset_source(Pairs([(image,) for image in images])).read(3)[1] == -1
     numbered = dataset_source(Pairs([(image, 2 * i) for i, image in enumerate(images[:3])]))
     assert (numbered.name, numbered.label_names) == ("pairs", ["0", "1", "2", "3", "4"])
+
+
+@pytest.mark.parametrize("label", [-2, 3])
+def test_a_label_without_a_class_is_refused(label: int):
+    source = dataset_source(Pairs([(PIXELS[0], label)], NAMES))
+    with pytest.raises(DataError, match=f"pairs, sample 0: its label {label} is none of 3 classes"):
+        source.read(0)
+
+
+def test_a_data_set_that_uses_torch_is_read_by_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Noise(Sequence[Any]):
+        """Images large enough that torch divides its operations among threads."""
+
+        classes = ("a", "b")
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: Any) -> Any:
+            return torch.full((3, 256, 256), index).float().div(255), index % 2
+
+    monkeypatch.setattr(write, "usable_processes", lambda seconds: 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Noise()[0]  # starts the threads of this process
+        manifest = make_shards(Noise(), tmp_path, shards=1)
+    finally:
+        torch.set_num_threads(threads)
+    assert sorted(read_shard(manifest, 0).images[:, 0, 0, 0]) == list(range(6))
 
 
 def test_pil_images_are_fitted():

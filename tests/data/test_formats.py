@@ -174,6 +174,15 @@ def test_wrong_arrays_are_refused(
         npz(path, labels=labels)
 
 
+def test_a_damaged_npz_file_is_reported(tmp_path: Path):
+    np.savez_compressed(tmp_path / "my.npz", images=COLOUR)
+    content = bytearray((tmp_path / "my.npz").read_bytes())
+    content[1000:1100] = b"\xff" * 100
+    (tmp_path / "my.npz").write_bytes(content)
+    with pytest.raises(DataError, match="not a readable NPZ file"):
+        npz(tmp_path / "my.npz")
+
+
 def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "png")

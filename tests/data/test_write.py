@@ -1,5 +1,6 @@
 """A shard set appears in its folder as a whole, replaces nothing, and has the same bytes on all cores."""
 
+import fcntl
 import hashlib
 import io
 import os
@@ -189,6 +190,24 @@ def test_a_file_that_cannot_be_written_is_reported(tmp_path: Path):
 
     end_in_child(limited)
     assert [p.name for p in tmp_path.iterdir()] == ["reported"]
+
+
+def test_a_lock_file_that_another_process_removes_meanwhile_locks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lockf, calls = fcntl.lockf, []
+
+    def lock_after_removal(descriptor: int, operation: int) -> None:
+        if not calls:
+            (tmp_path / ".lock").unlink()  # as by a process that ends between opening and locking
+        calls.append(descriptor)
+        lockf(descriptor, operation)
+
+    monkeypatch.setattr(shard_folder.fcntl, "lockf", lock_after_removal)
+    with shard_folder.locked(tmp_path):
+        assert os.path.samestat(os.fstat(calls[-1]), (tmp_path / ".lock").stat())
+    assert len(calls) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 SLOW = """
