@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from infogan_dist.credentials import redact_text
 from infogan_dist.errors import EXIT_INTERRUPTED, DataError, MachineError, UserError
 from infogan_dist.launcher import process_place
 
@@ -23,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 class _PrefixFormatter(logging.Formatter):
-    """Prefix warnings and errors with `warning: ` and `error: `; leave other messages as they are."""
+    """Prefix warnings and errors with `warning: ` and `error: `; remove the credentials from URLs."""
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return prefix + super().format(record)
+        return prefix + redact_text(super().format(record))
 
 
 def set_up_logging(quiet: bool = False) -> None:
@@ -45,11 +46,11 @@ def set_up_logging(quiet: bool = False) -> None:
 
 
 def report_error(error: BaseException) -> None:
-    """Print a `UserError` as one line, and any other exception with its traceback."""
+    """Print a `UserError` as one line, any other exception with its traceback; no credentials of URLs."""
     if isinstance(error, UserError):
         logger.error(" ".join(str(error).split()))
     else:
-        traceback.print_exception(error)
+        sys.stderr.write(redact_text("".join(traceback.format_exception(error))))
         sys.stderr.flush()  # before anything that may block, also if it is a buffered file
 
 

@@ -22,6 +22,7 @@ PACKAGES = {
     "files": "writing files",
     "launcher": "what torchrun and accelerate launch decide",
     "errors": "errors that a user can correct",
+    "credentials": "passwords and tokens in URLs, which messages and records omit",
     "rng": "random numbers",
 }
 # Within a package, a module imports only from modules further down.

@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from infogan_dist.config.schema import DataConfig
+from infogan_dist.credentials import redact_url
 from infogan_dist.data.cache import DiskCache
 from infogan_dist.data.filesystems import open_file
 from infogan_dist.data.transport import MIN_RATE, Response, RestartError, RetryError, append_body, open_url
-from infogan_dist.data.urls import is_remote, redact_url
+from infogan_dist.data.urls import is_remote
 from infogan_dist.errors import DataError
 
 TRIES, FIRST_PAUSE_S = 5, 1.0  # Each pause between two tries is twice the one before.

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from infogan_dist.credentials import redact_url
 from infogan_dist.data import transport
 from infogan_dist.data.transport import MIN_RATE, Response, RestartError, RetryError
-from infogan_dist.data.urls import redact_url
 from infogan_dist.errors import ConfigError, DataError
 
 MAX_RANGE_BYTES = 1 << 24

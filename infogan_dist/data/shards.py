@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from infogan_dist.credentials import redact_url
 from infogan_dist.data.fetch import Store
 from infogan_dist.data.images import decode_image
-from infogan_dist.data.urls import is_remote, redact_url
+from infogan_dist.data.urls import is_remote
 from infogan_dist.errors import DataError
 from infogan_dist.files import write_text
 

@@ -17,8 +17,8 @@ from contextlib import closing, contextmanager
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
+from infogan_dist.credentials import redact_url
 from infogan_dist.data import hub, s3
-from infogan_dist.data.urls import redact_url
 from infogan_dist.errors import DataError
 
 TIMEOUT_S = 30.0  # without a byte, after which a request fails

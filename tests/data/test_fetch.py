@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from infogan_dist.credentials import redact_url
 from infogan_dist.data import transport
-from infogan_dist.data.fetch import NetworkError, Store, redact_url
+from infogan_dist.data.fetch import NetworkError, Store
 from infogan_dist.errors import DataError
 from tests.data.web_server import BODY, BODY_SHA256, Fault, WebServer
 
