@@ -135,6 +135,8 @@ def _check_scheme(url: str) -> None:
 
 def _converted(url: str, error: Exception) -> Exception:
     """Return the exception for an error of an implementation, without its text, which may contain the URL."""
+    if failure := transport.lasting_failure(url, error):
+        return failure
     kind = type(error).__name__
     statuses = (getattr(error, name, None) for name in ("status", "code", "status_code"))
     status = next((int(s) for s in statuses if isinstance(s, int)), 0)
