@@ -2,14 +2,16 @@
 
 import heapq
 import logging
+import resource
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from infogan_dist.data.cache import MemoryCache
 from infogan_dist.data.fetch import NetworkError, Store
@@ -18,6 +20,8 @@ from infogan_dist.data.shards import DecodedShard, Manifest, read_shard
 from infogan_dist.errors import DataError, UserError
 
 CPU = torch.device("cpu")
+# Of each loading subprocess: its pipes, and three descriptors for each shard that it has ready.
+FILES_PER_WORKER, OTHER_FILES = 16, 256
 logger = logging.getLogger(__name__)
 
 
@@ -87,12 +91,18 @@ class ShardDataset(Dataset):
             shard = self._read(index)
         except UserError as error:
             return error
-        return ShardTensors(
-            torch.from_numpy(shard.images),
-            torch.from_numpy(shard.labels),
-            torch.from_numpy(shard.substituted),
-            shard.notes,
-        )
+        columns = [torch.from_numpy(c) for c in (shard.images, shard.labels, shard.substituted)]
+        try:
+            if get_worker_info() is not None:
+                # Here an error can be reported; where the DataLoader would do this, it would be lost, and the
+                # process would wait for the shard for ever.
+                columns = [column.share_memory_() for column in columns]
+        except RuntimeError as error:
+            return DataError(
+                f"data.workers: no shared memory for a decoded shard ({error}); enlarge /dev/shm (docker: "
+                "--shm-size), set data.workers=0, or create the set again with smaller shards"
+            )
+        return ShardTensors(*columns, shard.notes)
 
     def _read(self, index: int) -> DecodedShard:
         try:
@@ -194,10 +204,17 @@ class Loader:
             number: number of the shard in the manifest.
             shard: as read.
         """
-        return shard
+        if self.workers == 0:
+            return shard
+        # The tensors of a subprocess take shared memory, of which containers have little, and a file
+        # descriptor each.
+        return ShardTensors(
+            shard.images.clone(), shard.labels.clone(), shard.substituted.clone(), shard.notes
+        )
 
     def _shards(self, step: int) -> Iterator[tuple[ShardSpan, ShardTensors]]:
         """Yield every span with its decoded shard, which is read or cached."""
+        _raise_open_file_limit(self.workers)
         shards: Iterator[ShardTensors | UserError] = iter(
             DataLoader(
                 self.dataset,
@@ -245,6 +262,14 @@ class Loader:
 
     def _decoded_bytes(self, shard: int) -> int:
         return int(self.order.sizes[shard]) * self.manifest.decoded_sample_bytes
+
+
+def _raise_open_file_limit(workers: int) -> None:
+    """Permit as many open files as loading subprocesses need, where the limit is lower and can be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if workers and soft < OTHER_FILES + FILES_PER_WORKER * workers:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _ShardSampler(Iterable[int]):
