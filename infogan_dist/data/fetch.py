@@ -59,10 +59,12 @@ class Store:
         if not is_remote(url):
             return _read_local(url, size, sha256, limit)
         # Without a checksum a cached file might be an old version.
-        if self.cache is None or sha256 is None or (size or 0) > self.cache.limit:
+        if self.cache is None or sha256 is None:
             return _download(url, size, sha256, limit)
+        # The checksum identifies a shard also where the token in its URL changes.
         return self.cache.read(
-            url,
+            sha256,
+            size,
             is_valid=lambda content: _difference(content, sha256) is None,
             download=lambda: _download(url, size, sha256, limit),
         )

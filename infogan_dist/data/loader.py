@@ -91,18 +91,20 @@ class ShardDataset(Dataset):
             shard = self._read(index)
         except UserError as error:
             return error
-        columns = [torch.from_numpy(c) for c in (shard.images, shard.labels, shard.substituted)]
+        columns = (shard.images, shard.labels, shard.substituted)
+        images, labels, substituted = map(torch.from_numpy, columns)
         try:
             if get_worker_info() is not None:
                 # Here an error can be reported; where the DataLoader would do this, it would be lost, and the
                 # process would wait for the shard for ever.
-                columns = [column.share_memory_() for column in columns]
+                for tensor in (images, labels, substituted):
+                    tensor.share_memory_()
         except RuntimeError as error:
             return DataError(
                 f"data.workers: no shared memory for a decoded shard ({error}); enlarge /dev/shm (docker: "
                 "--shm-size), set data.workers=0, or create the set again with smaller shards"
             )
-        return ShardTensors(*columns, shard.notes)
+        return ShardTensors(images, labels, substituted, shard.notes)
 
     def _read(self, index: int) -> DecodedShard:
         try:
