@@ -45,8 +45,9 @@ MODULES = {
     ),
     "model": ("clustering", "views", "losses", "networks", "layers", "latents", "codes"),
     "data": (
-        "write", "sources", "neighbours", "finite", "resident", "loader", "order", "shards", "tars",
-        "manifest_fields", "images", "fetch", "filesystems", "transport", "hub", "s3", "cache", "urls",
+        "write", "sources", "neighbours", "finite", "resident", "loader", "shard_dataset", "transfer",
+        "augment", "order", "shards", "tars", "manifest_fields", "images", "fetch", "filesystems",
+        "transport", "hub", "s3", "cache", "urls",
     ),
     "config": ("load", "help", "validate", "batch_share", "schema", "clustering", "codes", "fields"),
 }  # fmt: skip

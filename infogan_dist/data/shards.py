@@ -18,7 +18,7 @@ from infogan_dist.errors import DataError
 from infogan_dist.files import write_text
 
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 2**26  # about 300,000 shards
+MAX_MANIFEST_BYTES = 2**26  # enough for 300,000 shards
 # Only these members and images are decoded; other files in a tar are not read (no pickles, no code).
 LABEL_TYPE = "cls"
 FACTORS_TYPE = "factors.json"  # a list of integers, the value of each known factor

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infogan_dist.console import set_up_logging
-from infogan_dist.data import fetch
-from infogan_dist.data import loader as loader_module
+from infogan_dist.data import fetch, shard_dataset
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.order import Order
 from infogan_dist.data.shards import load_manifest, read_shard
@@ -242,7 +241,7 @@ def test_any_window_is_the_same_for_every_number_of_processes_from_any_step(
         return [[int(n) for s in streams for n in next(s).labels] for _ in range(count)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader_module, "read_shard", read_numbered)
+        patch.setattr(shard_dataset, "read_shard", read_numbered)
         expected = window(1, 0, start + 8)[start:]
         for world in (1, 2, lanes):
             assert window(world, start, 8) == expected
