@@ -32,7 +32,7 @@ class _PrefixFormatter(logging.Formatter):
 
 
 def set_up_logging(quiet: bool = False) -> None:
-    """Print the package's messages to stderr.
+    """Print the package's messages to stderr, and the tracebacks of errors that nothing catches.
 
     Args:
         quiet: print warnings and errors only, and no progress. The other processes of a run are always quiet,
@@ -40,6 +40,7 @@ def set_up_logging(quiet: bool = False) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PrefixFormatter())
+    sys.excepthook = lambda kind, error, trace: report_error(error)  # without the credentials of URLs
     PACKAGE_LOGGER.handlers = [handler]
     PACKAGE_LOGGER.propagate = False
     PACKAGE_LOGGER.setLevel(logging.WARNING if quiet or not process_place().is_first else logging.INFO)
