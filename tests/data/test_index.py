@@ -162,6 +162,16 @@ def test_tars_within_the_folder_of_the_manifest_move_with_it(tmp_path: Path):
     assert read_shard(manifest, 0).images.max() == 7
 
 
+def test_tars_may_be_given_by_file_url_and_from_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for i in range(2):
+        write(tmp_path / f"{i}.tar", ("a.png", png(i)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    manifest = index_tars(["~/{0..0}.tar", f"file://{tmp_path}/1.tar"], tmp_path / "set", "x")
+    assert [shard.url for shard in manifest.shards] == [f"{tmp_path}/0.tar", f"{tmp_path}/1.tar"]
+
+
 def test_a_tar_that_is_given_twice_is_refused_and_a_copy_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
