@@ -63,7 +63,7 @@ def scan_tars(
 
     Args:
         urls, name, options: as of `index_tars`.
-        broken_remedy: end of the message about samples that cannot be decoded.
+        broken_remedy: end of the warning of samples that cannot be decoded.
 
     Raises:
         NetworkError, DataError: as `index_tars`.

@@ -195,7 +195,7 @@ class TarIndex:
 
         Args:
             count: number of tars that were added.
-            broken_remedy: end of the message about samples that cannot be decoded.
+            broken_remedy: end of the warning of samples that cannot be decoded.
 
         Raises:
             DataError: they contain no usable image, or something is wrong and `skip_broken` is not set.
