@@ -21,6 +21,7 @@ FORMATS = (*TAR_FORMATS, "GIF", "TIFF")
 # Names of parts of a data set, in the order in which they are recommended as the folder of the classes.
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 CHUNK = 1000  # images that are given to the threads at once
+MAX_THREADS = 8  # A photograph takes up to 700 MB while it is decoded.
 logger = logging.getLogger(__name__)
 
 
@@ -182,7 +183,7 @@ def _examined(folder: ImageFolder) -> Iterator[tuple[tuple[int, ...] | DataError
 
     count = len(folder.files)
     with (
-        ThreadPoolExecutor() as threads,  # Pillow decodes and scales in parallel.
+        ThreadPoolExecutor(MAX_THREADS) as threads,  # Pillow decodes and scales in parallel.
         progress(count, "image", description=f"check of {folder.path.name}") as bar,
     ):
         for first in range(0, count, CHUNK):

@@ -9,11 +9,12 @@ import braceexpand
 import numpy as np
 
 from infogan_dist.console import progress
+from infogan_dist.credentials import redact_url
 from infogan_dist.data.shard_folder import locked
 from infogan_dist.data.shards import Manifest, Shard, write_manifest
 from infogan_dist.data.sortedness import sorted_warning
 from infogan_dist.data.tar_index import TarIndex, TarOptions
-from infogan_dist.data.urls import is_remote, redact_url
+from infogan_dist.data.urls import is_remote, local_path
 from infogan_dist.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def scan_tars(
 
     Args:
         urls, name, options: as of `index_tars`.
-        broken_remedy: end of the message about samples that cannot be decoded.
+        broken_remedy: end of the warning of samples that cannot be decoded.
 
     Raises:
         NetworkError, DataError: as `index_tars`.
@@ -105,7 +106,7 @@ def expand(patterns: list[str]) -> list[str]:
             urls = list(braceexpand.braceexpand(pattern))
         except ValueError:
             raise DataError(f"{redact_url(pattern)}: unbalanced braces; write {{0000..0099}}") from None
-        for url in urls:
+        for url in map(local_path, urls):
             matches = [url] if is_remote(url) or "*" not in url else sorted(glob.glob(url))
             if not matches:
                 raise DataError(f"{url}: no such tars; check the pattern")

@@ -26,7 +26,7 @@ class Problems:
         self._first = (self._first + other._first)[:MAX_NAMED]
 
     def report(self, summary: str, remedy: str | None = None) -> str:
-        """Return one line about all of them.
+        """Return one line for all of them.
 
         Args:
             summary: how many there are of how many inputs.

@@ -82,13 +82,9 @@ def _local_copies(tars: list[IndexedTar], out: Path) -> Iterator[list[Path]]:
 
 def _local_copy(tar: IndexedTar, copy: Path) -> Path:
     """Return the tar's own path, or copy it."""
-    with open_tar(tar.location) as stream:
-        content = uncompressed(stream)
+    with open_tar(tar.location) as stream, uncompressed(stream, tar.location) as content:
         if content is stream and not is_remote(tar.location):
             return Path(tar.location)
-        with (
-            report_unwritable(copy, "free space, or choose another --out"),
-            copy.open("wb") as file,
-        ):
+        with report_unwritable(copy, "free space, or choose another --out"), copy.open("wb") as file:
             shutil.copyfileobj(content, file)
     return copy

@@ -1,25 +1,26 @@
 """A shard set: WebDataset tar files, and a manifest that lists them with their sizes and checksums."""
 
 import hashlib
-import io
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infogan_dist.credentials import redact_url
 from infogan_dist.data.class_names import class_name
 from infogan_dist.data.fetch import Store
-from infogan_dist.data.images import decode_image, has_image
-from infogan_dist.data.tars import TarReader, uncompressed
-from infogan_dist.data.urls import is_remote, redact_url
+from infogan_dist.data.images import decode_image
+from infogan_dist.data.manifest_fields import read_fields
+from infogan_dist.data.tars import samples_of
+from infogan_dist.data.urls import is_remote, join_location, local_path, parent_location, refusal_of_shard
 from infogan_dist.errors import DataError
 from infogan_dist.files import write_text
 
 MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 2**26  # enough for 300,000 shards
 # Only these members and images are decoded; other files in a tar are not read (no pickles, no code).
 LABEL_TYPE = "cls"
 FACTORS_TYPE = "factors.json"  # a list of integers, the value of each known factor
@@ -119,42 +120,48 @@ class DecodedShard:
 
 
 def load_manifest(location: str) -> Manifest:
-    """Read the manifest of a shard set in a folder or under a URL.
+    """Read the manifest of a shard set.
+
+    Args:
+        location: folder, URL of a folder, or the manifest itself. The query of an http(s) URL, such as a
+            token, is sent for the shards with relative names as well.
 
     Raises:
         DataError: there is none, or it is not valid.
     """
-    base = location.removesuffix(MANIFEST).rstrip("/") or "."
-    where = redact_url(f"{base}/{MANIFEST}")
+    base = parent_location(local_path(location), MANIFEST)
+    file = join_location(base, MANIFEST)
     try:
-        tree = json.loads(Store().read(f"{base}/{MANIFEST}"))
-        shards = [Shard(**s) for s in tree["shards"]]
-        channels, height, width = tree["image_shape"]
-        shape = (int(channels), int(height), int(width))
-        factors = {str(name): int(size) for name, size in tree.get("factors", {}).items()}
-        manifest = Manifest(
-            tree["name"],
-            shape,
-            list(tree["label_names"]),
-            shards,
-            bool(tree["fit"]),
-            factors,
-            tree.get("background"),
-            tree.get("image"),
-            tree.get("label"),
-            dict(tree.get("origin", {})),
-            location=base,
-        )
+        fields = read_fields(json.loads(Store().read(file, limit=MAX_MANIFEST_BYTES)))
     except FileNotFoundError:
+        raise _missing_set(base) from None
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise DataError(
-            f"{redact_url(location)}: no shard set there ({MANIFEST} is missing); create one with "
-            f"`python -m infogan_dist.make_shards mnist --out {redact_url(location)}`, or set data.shards"
+            f"{redact_url(file)}: not a manifest of shards ({reason}); create the set again"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: not a manifest of shards ({error!r}); create the set again") from None
-    if not shards or min(s.samples for s in shards) < 1:
-        raise DataError(f"{where}: lists no shards, or an empty one; create the set again")
-    return manifest
+    shards = [Shard(**shard) for shard in fields.pop("shards")]
+    for shard in shards if is_remote(base) else ():
+        if reason := refusal_of_shard(shard.url, base):
+            remedy = "a remote manifest names URLs and relative names only"
+            raise DataError(f"{redact_url(file)}: {redact_url(shard.url)} is refused: {reason}; {remedy}")
+    return Manifest(shards=shards, location=base, **fields)
+
+
+def _missing_set(base: str) -> DataError:
+    """Return the error for a folder or URL without a manifest."""
+    where = f"{redact_url(base)}: no shard set there ({MANIFEST} is missing)"
+    if any(character in redact_url(base) for character in "*?[{"):
+        return DataError(
+            f"{where}; data.shards and data.test name one folder or URL, without patterns: index the tars "
+            "with `python -m infogan_dist.make_shards tars 'PATTERN' --out FOLDER`, and name that folder"
+        )
+    if is_remote(base):
+        return DataError(f"{where}; check the URL, which is that of the folder with {MANIFEST}")
+    return DataError(
+        f"{where}; create one with `python -m infogan_dist.make_shards mnist --out {base}`, "
+        "or set data.shards"
+    )
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -166,8 +173,9 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 def resolve(manifest: Manifest, shard: Shard) -> str:
     """Return the URL or path of a shard."""
-    is_absolute = is_remote(shard.url) or shard.url.startswith(("/", "pipe:"))
-    return shard.url if is_absolute else f"{manifest.location}/{shard.url}"
+    if is_remote(shard.url) or shard.url.startswith(("/", "pipe:")):
+        return local_path(shard.url)
+    return join_location(manifest.location, shard.url)
 
 
 def read_shard(
@@ -243,13 +251,6 @@ def fetch_shard(manifest: Manifest, index: int, store: Store) -> tuple[str, byte
         raise DataError(
             f"{redact_url(url)}: the shard is missing; restore it, or create the set again"
         ) from None
-
-
-def samples_of(content: bytes, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield the samples of a tar as (key, bytes by file ending). Files without an image are no sample."""
-    for sample in TarReader(uncompressed(io.BytesIO(content)), url):
-        if has_image(sample.files):
-            yield sample.key, sample.files
 
 
 def decode_label(member: dict[str, bytes], where: str, classes: int = MAX_CLASSES) -> int:

@@ -151,9 +151,10 @@ class TarIndex:
         try:
             with open_tar(location) as stream:
                 tar.bytes, tar.sha256 = _checksum(stream)
-                reader = TarReader(uncompressed(stream), location)
-                for sample in reader:
-                    shape = tar.add(sample, self.options, shape, self._numbers) or shape
+                with uncompressed(stream, location) as content:
+                    reader = TarReader(content, location)
+                    for sample in reader:
+                        shape = tar.add(sample, self.options, shape, self._numbers) or shape
             tar.leave_out(reader.left_out, reader.first_left_out)
             self._problems.merge(tar.problems)
             if not tar.samples:
@@ -194,7 +195,7 @@ class TarIndex:
 
         Args:
             count: number of tars that were added.
-            broken_remedy: end of the message about samples that cannot be decoded.
+            broken_remedy: end of the warning of samples that cannot be decoded.
 
         Raises:
             DataError: they contain no usable image, or something is wrong and `skip_broken` is not set.
@@ -241,14 +242,27 @@ class TarIndex:
 
 @contextmanager
 def open_tar(location: str) -> Iterator[IO[bytes]]:
-    """Open a tar by absolute path or URL, as a seekable stream. Raises as `Store.read`."""
+    """Open a tar by absolute path or URL, as a seekable stream.
+
+    Raises:
+        NetworkError: it cannot be read over the network.
+        DataError: it does not exist, or is a local file that cannot be read.
+    """
     try:
-        with io.BytesIO(Store().read(location)) if is_remote(location) else open(location, "rb") as stream:
+        with io.BytesIO(_download(location)) if is_remote(location) else open(location, "rb") as stream:
             yield stream
     except FileNotFoundError:
         raise DataError(f"{location}: no such tar; check the path or URL") from None
     except OSError as error:
         raise DataError(f"{location}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _download(url: str) -> bytes:
+    try:
+        return Store().read(url)
+    except DataError as error:
+        # A server that refuses one tar probably refuses all, so that this is not a fault of the tar.
+        raise NetworkError(str(error)) from None
 
 
 def _label(files: dict[str, bytes], where: str, options: TarOptions, numbers: dict[str, int]) -> int:

@@ -1,15 +1,17 @@
 """Samples of WebDataset tars; a tar that is not complete is refused."""
 
 import bz2
-import gzip
+import io
 import lzma
 import posixpath
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import IO, NamedTuple
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, NamedTuple
 
 from infogan_dist.data.images import has_image
 from infogan_dist.errors import DataError
@@ -18,6 +20,11 @@ BLOCK_BYTES = 512
 # Zeros at the end of an archive fill its last record, of 10 KiB by default and up to 1 MiB for tapes. A file
 # whose download did not finish may have many more.
 MAX_PADDING = 2**20
+# A compressed tar may unpack to this many bytes, or to MAX_RATIO times its size if that is more. Images are
+# compressed already; only the padding of small members and images without compression shrink much.
+MAX_UNPACKED_BYTES, MAX_RATIO = 2**28, 16
+XZ_MEMORY = 2**28  # bytes for decompression; the highest preset of xz needs a quarter of it
+CHUNK_BYTES = 2**20  # that are decompressed at once
 METADATA = re.compile(r"__[^/]*__($|/)")  # names that WebDataset reserves
 
 
@@ -180,7 +187,7 @@ class TarReader:
             yield
         except Exception as error:  # For a damaged header `tarfile` raises errors of many types.
             raise DataError(
-                f"{self.where}: not a complete, readable tar ({error}); restore it or create it again"
+                f"{self.where}: not a readable tar ({error}); restore it or create it again"
             ) from None
 
 
@@ -206,14 +213,76 @@ def split_name(name: str) -> tuple[str, str] | None:
     return folder + slash + stem, ending.lower()
 
 
-def uncompressed(stream: IO[bytes]) -> IO[bytes]:
-    """Return a seekable stream of a tar's bytes that reads a tar of gzip, bzip2 or xz uncompressed."""
+def samples_of(content: bytes, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield the samples of a tar as (key, bytes by file ending). Files without an image are no sample.
+
+    Raises:
+        DataError: it is not a complete tar, or would unpack to too many bytes.
+    """
+    with uncompressed(io.BytesIO(content), url) as stream:
+        for sample in TarReader(stream, url):
+            if has_image(sample.files):
+                yield sample.key, sample.files
+
+
+@contextmanager
+def uncompressed(stream: IO[bytes], where: str) -> Iterator[IO[bytes]]:
+    """Provide a tar itself, or a temporary file, if it is compressed by gzip, bzip2 or xz.
+
+    A large temporary file is on the disk, a small one in memory.
+
+    Args:
+        stream: the tar, seekable.
+        where: its name in error messages.
+
+    Raises:
+        DataError: it cannot be decompressed, or would unpack to too many bytes.
+    """
+    decompressors = {
+        b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),
+        b"BZh": bz2.BZ2Decompressor,
+        b"\xfd7zXZ": lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY),
+    }
+    limit = max(MAX_UNPACKED_BYTES, MAX_RATIO * stream.seek(0, io.SEEK_END))
+    stream.seek(0)
     start = stream.read(10)
     stream.seek(0)
-    if start.startswith(b"\x1f\x8b"):
-        return gzip.GzipFile(fileobj=stream)  # type: ignore[return-value]
-    if start.startswith(b"BZh") and start[4:] == b"1AY&SY":
-        return bz2.BZ2File(stream)
-    if start.startswith(b"\xfd7zXZ\x00"):
-        return lzma.LZMAFile(stream)
-    return stream
+    create = next((create for magic, create in decompressors.items() if start.startswith(magic)), None)
+    if create is None:
+        yield stream
+        return
+    with SpooledTemporaryFile(MAX_UNPACKED_BYTES) as unpacked:
+        try:
+            for part in _unpack(stream, create):
+                unpacked.write(part)
+                if unpacked.tell() > limit:
+                    raise OverflowError
+        except OverflowError:
+            raise DataError(
+                f"{where}: unpacks to more than {limit:,} bytes; store the tar without compression"
+            ) from None
+        except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:
+            raise DataError(f"{where}: not a readable tar ({error}); restore it or create it again") from None
+        unpacked.seek(0)
+        yield unpacked  # type: ignore[misc]
+
+
+def _unpack(stream: IO[bytes], create: Any) -> Iterator[bytes]:
+    """Yield the bytes of one or more compressed streams, in parts of bounded size.
+
+    Args:
+        stream: the compressed file.
+        create: function that returns a decompressor.
+    """
+    content = stream.read(CHUNK_BYTES)
+    while content:
+        decompressor = create()
+        while not decompressor.eof:
+            yield decompressor.decompress(content, CHUNK_BYTES)
+            # What zlib has not read yet has to be given again; bz2 and lzma have stored it.
+            content = getattr(decompressor, "unconsumed_tail", b"")
+            if not content and getattr(decompressor, "needs_input", True) and not decompressor.eof:
+                content = stream.read(CHUNK_BYTES)
+                if not content:
+                    raise EOFError("the compressed file is not complete")
+        content = decompressor.unused_data.lstrip(b"\0") or stream.read(CHUNK_BYTES).lstrip(b"\0")

@@ -25,8 +25,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from infogan_dist.config.schema import Config
 from infogan_dist.data.images import to_float
-from infogan_dist.data.loader import concatenate_on_device
 from infogan_dist.data.neighbours import nearest, pooled_pixels, principal_components
+from infogan_dist.data.transfer import concatenate_on_device
 from infogan_dist.model.clustering import (
     balanced_targets,
     consistency_loss,

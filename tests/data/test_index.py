@@ -56,7 +56,7 @@ def test_all_bad_tars_and_samples_are_named_at_the_end(tmp_path: Path, capsys: p
     assert "tars: 5 problems in 8 tars: " in line
     for problem in (
         "empty.tar: contains no samples",
-        "cut.tar: not a complete",
+        "cut.tar: not a readable tar",
         "broken.tar, b.png: not a readable",
         "broken.tar, c: no image",
         "gone.tar: no such tar",
@@ -81,7 +81,7 @@ def test_of_many_problems_ten_are_named(tmp_path: Path):
         index_tars([f"{tmp_path}/{{00..24}}.tar"], tmp_path / "set", "x")
     message = str(error.value)
     assert message.startswith("x: 25 problems in 25 tars: ")
-    assert message.count("not a complete, readable tar") == 10
+    assert message.count("not a readable tar") == 10
     assert "09.tar" in message
     assert "10.tar" not in message
     assert "and 15 more; correct them" in message
@@ -160,6 +160,16 @@ def test_tars_within_the_folder_of_the_manifest_move_with_it(tmp_path: Path):
     manifest = load_manifest(str(tmp_path / "moved"))
     assert [shard.url for shard in manifest.shards] == ["a.tar", outside]
     assert read_shard(manifest, 0).images.max() == 7
+
+
+def test_tars_may_be_given_by_file_url_and_from_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for i in range(2):
+        write(tmp_path / f"{i}.tar", ("a.png", png(i)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    manifest = index_tars(["~/{0..0}.tar", f"file://{tmp_path}/1.tar"], tmp_path / "set", "x")
+    assert [shard.url for shard in manifest.shards] == [f"{tmp_path}/0.tar", f"{tmp_path}/1.tar"]
 
 
 def test_a_tar_that_is_given_twice_is_refused_and_a_copy_is_reported(
