@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from infogan_dist.credentials import redact_text
 from infogan_dist.errors import EXIT_INTERRUPTED, DataError, MachineError, UserError
 from infogan_dist.launcher import process_place
 
@@ -23,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 class _PrefixFormatter(logging.Formatter):
-    """Prefix warnings and errors with `warning: ` and `error: `; leave other messages as they are."""
+    """Prefix warnings and errors with `warning: ` and `error: `; remove the credentials from URLs."""
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return prefix + super().format(record)
+        return prefix + redact_text(super().format(record))
 
 
 def set_up_logging(quiet: bool = False) -> None:
-    """Print the package's messages to stderr.
+    """Print the package's messages to stderr, and the tracebacks of errors that nothing catches.
 
     Args:
         quiet: print warnings and errors only, and no progress. The other processes of a run are always quiet,
@@ -39,17 +40,18 @@ def set_up_logging(quiet: bool = False) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PrefixFormatter())
+    sys.excepthook = lambda kind, error, trace: report_error(error)  # without the credentials of URLs
     PACKAGE_LOGGER.handlers = [handler]
     PACKAGE_LOGGER.propagate = False
     PACKAGE_LOGGER.setLevel(logging.WARNING if quiet or not process_place().is_first else logging.INFO)
 
 
 def report_error(error: BaseException) -> None:
-    """Print a `UserError` as one line, and any other exception with its traceback."""
+    """Print a `UserError` as one line, any other exception with its traceback; no credentials of URLs."""
     if isinstance(error, UserError):
         logger.error(" ".join(str(error).split()))
     else:
-        traceback.print_exception(error)
+        sys.stderr.write(redact_text("".join(traceback.format_exception(error))))
         sys.stderr.flush()  # before anything that may block, also if it is a buffered file
 
 

@@ -14,6 +14,7 @@ failed, the exit status is 2 on every process.
 import sys
 
 from infogan_dist.console import set_up_logging
+from infogan_dist.credentials import redact_text
 from infogan_dist.errors import UserError
 from infogan_dist.preflight.examine import examine
 from infogan_dist.preflight.finding import PreflightContext
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     quiet = "--quiet" in arguments
     set_up_logging(quiet)
     context = PreflightContext([argument for argument in arguments if argument != "--quiet"])
-    if examine(context, output=lambda line: print(line, flush=True), quiet=quiet):
+    if examine(context, output=lambda line: print(redact_text(line), flush=True), quiet=quiet):
         sys.exit(UserError.status)
 
 

@@ -28,9 +28,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically; see `atomic_write`."""
+def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Write a text file atomically; see `atomic_write`.
+
+    Args:
+        path: of the file.
+        text: its content.
+        private: only the user may read the file; else the umask decides.
+    """
     with atomic_write(path) as partial:
+        if private:
+            partial.touch(mode=0o600)  # before the text is in it
+            partial.chmod(0o600)
         partial.write_text(text)
 
 

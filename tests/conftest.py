@@ -80,7 +80,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def restored_logging() -> Iterator[None]:
     """Undo what a command line that runs within the test process sets up."""
     before = PACKAGE_LOGGER.handlers, PACKAGE_LOGGER.level, PACKAGE_LOGGER.propagate
+    excepthook = sys.excepthook
     yield
+    sys.excepthook = excepthook
     PACKAGE_LOGGER.handlers, level, PACKAGE_LOGGER.propagate = before
     PACKAGE_LOGGER.setLevel(level)
 

@@ -89,3 +89,14 @@ def test_nothing_is_shown_to_users_of_the_library(capsys: pytest.CaptureFixture[
     with console.progress(10, "step") as bar:
         bar.update(10)
     assert capsys.readouterr().err == ""
+
+
+def test_no_message_contains_the_credentials_of_a_url(capsys: pytest.CaptureFixture[str]):
+    console.set_up_logging()
+    logger.warning("reading '%s', again", "https://ann:secret@host/set?token=secret")
+    console.report_error(ConfigError("s3://ann:secret@bucket/x: broken"))
+    sys.excepthook(ValueError, ValueError("https://host/a.tar?signature=secret"), None)
+    output = capsys.readouterr().err
+    assert "secret" not in output
+    assert "warning: reading 'https://host/set', again\nerror: s3://bucket/x: broken\n" in output
+    assert output.endswith("ValueError: https://host/a.tar\n")

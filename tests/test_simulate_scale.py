@@ -17,7 +17,7 @@ from torch import nn
 
 from infogan_dist.config.load import read_config
 from infogan_dist.config.schema import DataConfig
-from infogan_dist.data import loader as loader_module
+from infogan_dist.data import shard_dataset
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.shards import DecodedShard, Manifest, read_shard
 from infogan_dist.data.write import write_shard_set
@@ -72,7 +72,7 @@ def test_the_simulation_equals_real_loaders(scale: Scale, tmp_path: Path, monkey
         reads[index] += 1
         return read_shard(written, index, *rest)
 
-    monkeypatch.setattr(loader_module, "read_shard", counted_read)
+    monkeypatch.setattr(shard_dataset, "read_shard", counted_read)
     cache_bytes = DataConfig().cache_mib * 2**20
     streams = [
         Loader(manifest, order, range(r * count, (r + 1) * count), cache_bytes=cache_bytes).batches(0)

@@ -22,6 +22,7 @@ PACKAGES = {
     "files": "writing files",
     "launcher": "what torchrun and accelerate launch decide",
     "errors": "errors that a user can correct",
+    "credentials": "passwords and tokens in URLs, which messages and records omit",
     "rng": "random numbers",
 }
 # Within a package, a module imports only from modules further down.
@@ -44,8 +45,11 @@ MODULES = {
     ),
     "model": ("clustering", "views", "losses", "networks", "layers", "latents", "codes"),
     "data": (
-        "write", "sources", "neighbours", "finite", "resident", "loader", "order", "shards", "images",
-        "fetch", "filesystems", "transport", "hub", "s3", "cache", "urls",
+        "existing", "reshard", "index", "tar_index", "sortedness", "write", "encode", "shard_folder",
+        "selection", "sources", "idx", "arrays", "cifar", "parquet", "dataset", "source", "folder",
+        "problems", "neighbours", "finite", "resident", "loader", "shard_dataset", "transfer", "augment",
+        "order", "shards", "class_names", "tars", "manifest_fields", "images", "fetch", "filesystems",
+        "transport", "hub", "s3", "cache", "urls",
     ),
     "config": ("load", "help", "validate", "batch_share", "schema", "clustering", "codes", "fields"),
 }  # fmt: skip

@@ -20,6 +20,7 @@ from infogan_dist.config.fields import Effect
 from infogan_dist.config.help import unknown_key_message
 from infogan_dist.config.schema import Config
 from infogan_dist.config.validate import validate
+from infogan_dist.credentials import redact_argument, redact_text, redact_url
 from infogan_dist.errors import ConfigError
 from infogan_dist.files import write_text
 
@@ -52,8 +53,9 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config atomically."""
-    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    """Write the resolved config atomically; only the user may read it if it contains credentials."""
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    write_text(path, text, private=redact_text(text) != text)
 
 
 def flatten(config: Config) -> Flat:
@@ -111,11 +113,13 @@ def _read_yaml(name: str) -> Any:
         path = _preset_folder() / name.removeprefix("configs/")
     if not path.is_file():
         known = ", ".join(f"configs/{p.relative_to(_preset_folder())}" for p in presets())
-        raise ConfigError(f"{name}: no such config file; there are {known}; overrides are key=value")
+        raise ConfigError(
+            f"{redact_argument(name)}: no such config file; there are {known}; overrides are key=value"
+        )
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: not readable as YAML: {error}") from None
+        raise ConfigError(f"{name}: not readable as YAML: {_yaml_problem(error)}") from None
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{name}: must contain `key: value` lines, not a {type(content).__name__}")
     return _nulls(content or {})
@@ -131,12 +135,30 @@ def _parse_override(text: str) -> Any:
     key, _, value = text.partition("=")
     key = key.removeprefix("--").strip()  # W&B passes --key=value where a sweep uses ${args}
     if not key or any(not part for part in key.split(".")):
-        raise ConfigError(f"{text}: an override is key=value, such as train.steps=20000")
+        raise ConfigError(f"{redact_argument(text)}: an override is key=value, such as train.steps=20000")
     try:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={value}"]))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{text}: value not readable as YAML: {error}") from None
+        problem = _redacted(_yaml_problem(error), value)
+        raise ConfigError(f"{redact_argument(text)}: value not readable as YAML: {problem}") from None
     return _nulls(tree)
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Return what is wrong, and where, without the excerpt, which may contain part of a password."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error).splitlines()[0]
+    mark = error.problem_mark
+    return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+
+
+def _redacted(message: str, node: Any) -> str:
+    """Return a message, which may quote values of a tree, without the credentials in their URLs."""
+    if isinstance(node, (dict, list)):
+        for child in node.values() if isinstance(node, dict) else node:
+            message = _redacted(message, child)
+        return message
+    return message.replace(node, redact_url(node)) if isinstance(node, str) and node else message
 
 
 def _nulls(node: Any) -> Any:
@@ -152,11 +174,13 @@ def _merge(base: Any, tree: Any, where: str) -> Any:
     try:
         return OmegaConf.merge(base, tree)
     except ConfigKeyError as error:
-        unknown = where.partition("=")[0] if "=" in where else str(error.full_key)
-        raise ConfigError(f"{where}: {unknown_key_message(unknown.removeprefix('--'))}") from None
+        unknown = redact_url(where).partition("=")[0] if "=" in where else str(error.full_key)
+        message = unknown_key_message(unknown.removeprefix("--"))
+        raise ConfigError(f"{redact_argument(where)}: {message}") from None
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        raise ConfigError(f"{where}: {key}{(error.msg or str(error)).splitlines()[0]}") from None
+        problem = _redacted((error.msg or str(error)).splitlines()[0], tree)
+        raise ConfigError(f"{redact_argument(where)}: {key}{problem}") from None
 
 
 def _checked(merged: Any) -> Config:

@@ -120,6 +120,16 @@ class OptimConfig:
 
 
 @dataclass
+class AugmentConfig:
+    flip: bool = field(False, "flip each real image from left to right with probability 1/2, in training")
+    shift: int = field(
+        0,
+        "largest random shift of each real image in training, in pixels, down or up and right or left",
+        minimum=0,
+    )
+
+
+@dataclass
 class DataConfig:
     shards: str = field(
         "shards/mnist",
@@ -141,6 +151,7 @@ class DataConfig:
         "streams that a global batch is drawn from; a multiple of the processes, divides the batch",
         minimum=1,
     )
+    augment: AugmentConfig = field(AugmentConfig, "random changes of real images, which G learns as well")
     workers: int = field(
         1,
         "loading subprocesses of each process; 0: load in the process itself",

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from infogan_dist.credentials import redact_url
 from infogan_dist.data import transport
 from infogan_dist.data.transport import MIN_RATE, Response, RestartError, RetryError
-from infogan_dist.data.urls import redact_url
 from infogan_dist.errors import ConfigError, DataError
 
 MAX_RANGE_BYTES = 1 << 24
@@ -135,6 +135,8 @@ def _check_scheme(url: str) -> None:
 
 def _converted(url: str, error: Exception) -> Exception:
     """Return the exception for an error of an implementation, without its text, which may contain the URL."""
+    if failure := transport.lasting_failure(url, error):
+        return failure
     kind = type(error).__name__
     statuses = (getattr(error, name, None) for name in ("status", "code", "status_code"))
     status = next((int(s) for s in statuses if isinstance(s, int)), 0)

@@ -5,7 +5,7 @@ huggingface_hub determines the Hub's address (HF_ENDPOINT) and the token (HF_TOK
 
 import re
 
-from infogan_dist.data.urls import redact_url
+from infogan_dist.credentials import redact_url
 from infogan_dist.errors import DataError
 
 # A revision is a branch, a tag or a commit; only those of pull requests and conversions contain a slash.

@@ -3,19 +3,21 @@
 import heapq
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from infogan_dist.data.augment import Augmentation, apply_moves
 from infogan_dist.data.cache import MemoryCache
-from infogan_dist.data.fetch import NetworkError, Store
+from infogan_dist.data.fetch import Store
 from infogan_dist.data.order import Order, ShardSpan
-from infogan_dist.data.shards import DecodedShard, Manifest, read_shard
-from infogan_dist.errors import DataError, UserError
+from infogan_dist.data.shard_dataset import ShardDataset, ShardTensors, raise_open_file_limit
+from infogan_dist.data.shards import Manifest
+from infogan_dist.data.transfer import concatenate_on_device
+from infogan_dist.errors import UserError
 
 CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
@@ -50,74 +52,18 @@ class PlannedSpan(NamedTuple):
     is_added: bool
 
 
-class ShardTensors(NamedTuple):
-    """A decoded shard, as of `DecodedShard`, in a form that PyTorch can pass between processes."""
-
-    images: Tensor
-    labels: Tensor
-    substituted: Tensor
-    notes: list[str]
-
-
 class ShardRows(NamedTuple):
-    """Rows of a shard, int64 [m] on the host, as of `Loader._rows`."""
+    """Rows of a shard.
+
+    Attributes:
+        shard: the shard.
+        rows: int64 [m] on the host, as of `Loader._rows`.
+        moves: of each row, int64 [m, 3] on the host, as of `Augmentation.draw`; [m, 0] without augmentation.
+    """
 
     shard: ShardTensors
     rows: Tensor
-
-
-class ShardDataset(Dataset):
-    """Decoded shards by number.
-
-    The error of a shard that cannot be read is returned, to be raised where the shard is needed. With `skip`
-    a broken shard is replaced by the next intact one of the set. The set alone determines which one that is,
-    so that it is the same for every process and after every start.
-
-    Args:
-        manifest: of the set.
-        store: reads the shards.
-        skip: replace broken shards and images.
-    """
-
-    def __init__(self, manifest: Manifest, store: Store, skip: bool):
-        self.manifest, self.store, self.skip = manifest, store, skip
-
-    def __getitem__(self, index: int) -> ShardTensors | UserError:
-        try:
-            shard = self._read(index)
-        except UserError as error:
-            return error
-        return ShardTensors(
-            torch.from_numpy(shard.images),
-            torch.from_numpy(shard.labels),
-            torch.from_numpy(shard.substituted),
-            shard.notes,
-        )
-
-    def _read(self, index: int) -> DecodedShard:
-        try:
-            return read_shard(self.manifest, index, self.store, self.skip)
-        except NetworkError:
-            raise  # The shard may be intact, so it is not replaced.
-        except DataError as error:
-            if not self.skip:
-                raise
-            return self._substitute(index, error)
-
-    def _substitute(self, index: int, error: DataError) -> DecodedShard:
-        count = len(self.manifest.shards)
-        for other in range(index + 1, index + count):
-            try:
-                shard = read_shard(self.manifest, other % count, self.store, skip=True)
-            except NetworkError:
-                raise
-            except DataError:
-                continue
-            size = self.manifest.shards[index].samples
-            rows = np.arange(size) % len(shard.images)
-            notes, factors = [str(error)], shard.factors[rows]
-            return DecodedShard(shard.images[rows], shard.labels[rows], np.ones(size, bool), notes, factors)
-        raise error
+    moves: Tensor
 
 
 class Loader:
@@ -132,6 +78,7 @@ class Loader:
         device: where the images of a batch are put; the host does not wait until they are there.
         skip: replace broken shards and images by others, instead of raising.
         store: reads the shards; None: without a disk cache.
+        augmentation: random flips and shifts of the images; None: none.
     """
 
     def __init__(
@@ -144,10 +91,11 @@ class Loader:
         device: torch.device = CPU,
         skip: bool = False,
         store: Store | None = None,
+        augmentation: Augmentation | None = None,
     ):
         self.manifest, self.order, self.lanes = manifest, order, lanes
         self.workers, self.cache_bytes, self.device = workers, cache_bytes, device
-        self.dataset = ShardDataset(manifest, store or Store(), skip)
+        self.dataset, self.augmentation = ShardDataset(manifest, store or Store(), skip), augmentation
         self._warned: set[str] = set()
 
     def batches(self, step: int) -> Iterator[Batch]:
@@ -169,23 +117,37 @@ class Loader:
                     if cursor is None or cursor.left == 0:
                         span, shard = next(shards)
                         assert (span.lane, span.begin) == (lane, position + taken)
-                        cursors[lane] = cursor = _LaneCursor(shard, self._rows(span))
+                        cursors[lane] = cursor = _LaneCursor(shard, self._rows(span), self._moves(span))
                     parts.append(cursor.take(share - taken))
                     taken += len(parts[-1].rows)
             position += share
-            yield self._join(parts)
+            yield self._augmented(self._join(parts), parts)
 
     def _rows(self, span: ShardSpan) -> Tensor:
         """Return the rows of a span in its shard, in the order in which they are needed, int64 [m]."""
         return torch.from_numpy(self.order.sample_order(span.place)[span.offset :])
 
+    def _moves(self, span: ShardSpan) -> Tensor:
+        """Return the random moves of the rows of a span, as of `ShardRows`."""
+        if self.augmentation is None:
+            return torch.empty(int(self.order.sizes[span.shard]) - span.offset, 0)
+        moves = self.augmentation.draw(span.place // len(self.order.sizes), span.shard)
+        return moves[Loader._rows(self, span)]
+
     def _join(self, parts: list[ShardRows]) -> Batch:
-        """Return the batch that consists of given rows."""
+        """Return the batch that consists of given rows, without augmentation."""
         return Batch(
-            concatenate_on_device([shard.images[rows] for shard, rows in parts], self.device),
-            torch.cat([shard.labels[rows] for shard, rows in parts]),
-            torch.cat([shard.substituted[rows] for shard, rows in parts]),
+            concatenate_on_device([part.shard.images[part.rows] for part in parts], self.device),
+            torch.cat([part.shard.labels[part.rows] for part in parts]),
+            torch.cat([part.shard.substituted[part.rows] for part in parts]),
         )
+
+    def _augmented(self, batch: Batch, parts: list[ShardRows]) -> Batch:
+        """Return a batch with the random moves of its rows."""
+        if self.augmentation is None:
+            return batch
+        moves = concatenate_on_device([part.moves for part in parts], self.device)
+        return replace(batch, images=apply_moves(batch.images, moves))
 
     def _place(self, number: int, shard: ShardTensors) -> ShardTensors:
         """Return a shard that was read, in the form in which it stays in memory.
@@ -194,10 +156,17 @@ class Loader:
             number: number of the shard in the manifest.
             shard: as read.
         """
-        return shard
+        if self.workers == 0:
+            return shard
+        # The tensors of a subprocess take shared memory, of which containers have little, and a file
+        # descriptor each.
+        return ShardTensors(
+            shard.images.clone(), shard.labels.clone(), shard.substituted.clone(), shard.notes
+        )
 
     def _shards(self, step: int) -> Iterator[tuple[ShardSpan, ShardTensors]]:
         """Yield every span with its decoded shard, which is read or cached."""
+        raise_open_file_limit(self.workers)
         shards: Iterator[ShardTensors | UserError] = iter(
             DataLoader(
                 self.dataset,
@@ -266,29 +235,14 @@ class _ShardSampler(Iterable[int]):
 class _LaneCursor:
     """The rows of a lane's current shard that have not been used yet."""
 
-    def __init__(self, shard: ShardTensors, rows: Tensor):
-        self.shard, self.rows = shard, rows
+    def __init__(self, shard: ShardTensors, rows: Tensor, moves: Tensor):
+        self.shard, self.rows, self.moves = shard, rows, moves
 
     @property
     def left(self) -> int:
         return len(self.rows)
 
     def take(self, count: int) -> ShardRows:
-        rows, self.rows = self.rows[:count], self.rows[count:]
-        return ShardRows(self.shard, rows)
-
-
-def concatenate_on_device(parts: list[Tensor], device: torch.device) -> Tensor:
-    """Concatenate tensors of the host along their first axis, on a device; the host does not wait for it.
-
-    Args:
-        parts: of one dtype, and of one shape but for the first axis.
-        device: of the result.
-    """
-    if device.type == "cpu":
-        return torch.cat(parts)
-    # The copy is asynchronous only from page-locked memory. Its allocator gives a block out again only after
-    # the copies from it have ended, so that a few blocks serve all batches in turn.
-    shape = (sum(map(len, parts)), *parts[0].shape[1:])
-    pinned = torch.empty(shape, dtype=parts[0].dtype, pin_memory=True)
-    return torch.cat(parts, out=pinned).to(device, non_blocking=True)
+        part = ShardRows(self.shard, self.rows[:count], self.moves[:count])
+        self.rows, self.moves = self.rows[count:], self.moves[count:]
+        return part

@@ -1,20 +1,27 @@
 """The real images of one process, from a shard set whose decoded images stay on the device."""
 
+import logging
 import math
 import os
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from infogan_dist.data.fetch import Store
-from infogan_dist.data.loader import CPU, Batch, Loader, ShardRows, ShardTensors, concatenate_on_device
+from infogan_dist.config.schema import Config
+from infogan_dist.data.augment import Augmentation, open_augmentation
+from infogan_dist.data.fetch import Store, open_store
+from infogan_dist.data.loader import CPU, Batch, Loader, ShardRows
 from infogan_dist.data.order import Order, ShardSpan
+from infogan_dist.data.shard_dataset import ShardTensors
 from infogan_dist.data.shards import Manifest
+from infogan_dist.data.transfer import concatenate_on_device
 from infogan_dist.errors import DataError
 
 # Share of a GPU's free memory that the images may take by themselves; networks and activations need the rest.
 MAX_DEVICE_SHARE = 0.25
+logger = logging.getLogger(__name__)
 
 
 def should_hold_images(choice: str, manifest: Manifest, device: torch.device) -> bool:
@@ -66,6 +73,7 @@ class ResidentLoader(Loader):
         device: holds the images.
         skip: replace broken shards and images by others, instead of raising.
         store: reads the shards; None: without a disk cache.
+        augmentation: random flips and shifts of the images; None: none.
     """
 
     def __init__(
@@ -77,9 +85,10 @@ class ResidentLoader(Loader):
         device: torch.device = CPU,
         skip: bool = False,
         store: Store | None = None,
+        augmentation: Augmentation | None = None,
     ):
         everything = manifest.samples * manifest.decoded_sample_bytes
-        super().__init__(manifest, order, lanes, workers, everything, device, skip, store)
+        super().__init__(manifest, order, lanes, workers, everything, device, skip, store, augmentation)
         self.starts = list(accumulate(manifest.shard_sizes, initial=0))
         shape = (manifest.samples, *manifest.image_shape)
         self.images = torch.empty(shape, dtype=torch.uint8, device=device)
@@ -105,3 +114,30 @@ class ResidentLoader(Loader):
         rows = torch.cat([part.rows for part in parts])
         images = self.images[concatenate_on_device([rows], self.device)]
         return Batch(images, self.labels[rows], self.substituted[rows])
+
+
+def open_loader(config: Config, manifest: Manifest, lanes: range, device: torch.device) -> Loader:
+    """Return the loader of a run's real images.
+
+    Args:
+        config: the run's.
+        manifest: of the training set.
+        lanes: this process's.
+        device: on which the networks are trained.
+
+    Raises:
+        DataError: the images must stay on the device, and do not fit there.
+    """
+    sizes, data = manifest.shard_sizes, config.data
+    order = Order(config.seed, sizes, data.lanes, config.real_batch)
+    options: dict[str, Any] = {
+        "workers": data.workers,
+        "device": device,
+        "skip": data.on_error == "skip",
+        "store": open_store(data),
+        "augmentation": open_augmentation(data.augment, config.seed, sizes),
+    }
+    if should_hold_images(data.device, manifest, device):
+        logger.info("the decoded images stay on %s (data.device)", device)
+        return ResidentLoader(manifest, order, lanes, **options)
+    return Loader(manifest, order, lanes, cache_bytes=data.cache_mib * 2**20, **options)

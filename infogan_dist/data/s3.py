@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from infogan_dist.data.urls import redact_url
+from infogan_dist.credentials import redact_url
 from infogan_dist.errors import ConfigError, DataError
 
 EXPIRY_S = 900  # Every request signs a new URL. S3 tolerates clocks that differ by as much.

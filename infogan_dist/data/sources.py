@@ -1,35 +1,22 @@
 """Sources of images for shard sets. A new one needs a function and an entry in `SOURCES`, no more."""
 
-import gzip
-import logging
 import math
-import os
+import re
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
-from infogan_dist.data.images import as_array
-from infogan_dist.data.shards import NO_LABEL
+from infogan_dist.data.arrays import IMAGES, LABELS, npz
+from infogan_dist.data.cifar import cifar10
+from infogan_dist.data.folder import open_folder
+from infogan_dist.data.idx import CLASS_NAMES, DIGITS, MNIST_FILES, idx, mnist
+from infogan_dist.data.parquet import parquet
+from infogan_dist.data.source import Options, Source, SourceEntry, array_source, read_class_names
 from infogan_dist.errors import ConfigError, DataError
 
-DIGITS = [str(d) for d in range(10)]
-# The official files (LeCun, Cortes & Burges) with their SHA-256.
-MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-MNIST_FILES = {
-    "train": {
-        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    },
-    "test": {
-        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-    },
-}
 # Corners of the sprites' shapes, at a distance of at most 1 from their centre.
 CIRCLE = [(math.cos(2 * math.pi * i / 32), math.sin(2 * math.pi * i / 32)) for i in range(32)]
 SPRITES = {
@@ -38,53 +25,27 @@ SPRITES = {
     "triangle": [(1.0, 0.0), (-0.5, 0.85), (-0.5, -0.85)],
 }
 OVERSAMPLING = 4  # Sprites are drawn at this multiple of their size and reduced, for smooth edges.
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-Options = dict[str, dict[str, Any]]  # by flag, the keyword arguments of `ArgumentParser.add_argument`
 # For sources with images of any size; `image_shape` reads them.
 IMAGE_OPTIONS: Options = {
-    "--size": {"type": int, "help": "height and width in pixels, to which images are scaled and cropped"},
+    "--size": {
+        "metavar": "PIXELS",
+        "help": "32 or 32x24 (width x height), to which images are scaled and cropped",
+    },
     "--mode": {"choices": ("grey", "colour"), "help": "with --size [colour]"},
 }
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images by number.
-
-    Attributes:
-        name: the data's name.
-        count: number of images.
-        label_names: names of the classes by label; empty if there are no labels.
-        read: function that returns the i-th image, uint8 [C, H, W] of one shape for all, and its label, -1
-            if it has none.
-        factors: number of values of each known factor of variation, by name.
-        factors_of: function that returns the i-th image's values of these factors.
-    """
-
-    name: str
-    count: int
-    label_names: list[str]
-    read: Callable[[int], tuple[np.ndarray, int]]
-    factors: dict[str, int] = field(default_factory=dict)
-    factors_of: Callable[[int], Sequence[int]] = lambda i: ()
-
-
-@dataclass(frozen=True)
-class SourceEntry:
-    """A kind of source as `make_shards` offers it.
-
-    Attributes:
-        help: one line for `--help`.
-        create: function from the parsed command line to the source; it raises `DataError` or `ConfigError`.
-        options: command-line options of this kind.
-        suffix: function from the parsed command line to a suffix of the default output folder's name.
-    """
-
-    help: str
-    create: Callable[[Namespace], Source]
-    options: Options = field(default_factory=dict)
-    suffix: Callable[[Namespace], str] = lambda options: ""
+# For sources with image files; `image_background` reads it.
+BACKGROUND_OPTION: Options = {
+    "--background": {
+        "metavar": "COLOUR",
+        "help": "under transparent pixels: a name or #rrggbb [transparency is ignored]",
+    },
+}
+ENCODING_OPTION: Options = {
+    "--keep-encoding": {
+        "action": "store_true",
+        "help": "store JPEG files as they are, if size and channels need no change [all become PNG]",
+    },
+}
 
 
 def mnist5k() -> Source:
@@ -102,22 +63,7 @@ def mnist5k() -> Source:
         ) from None
     pixels, labels = mnist_data()
     images = np.asarray(pixels).reshape(-1, 1, 28, 28).astype(np.uint8)
-    return _digits("mnist5k", images, np.asarray(labels))
-
-
-def mnist(folder: Path | None, split: str) -> Source:
-    """Return MNIST from its official IDX files.
-
-    Args:
-        folder: contains the files, gzipped or not; None: they are downloaded, and checked by SHA-256.
-        split: `train` or `test`.
-
-    Raises:
-        DataError: files are missing or damaged, or the download fails.
-    """
-    images, labels = (_mnist_file(folder, name, digest) for name, digest in MNIST_FILES[split].items())
-    pixels = read_idx(images)
-    return _digits(f"mnist-{split}", pixels[:, None], read_idx(labels))
+    return array_source("mnist5k", images, np.asarray(labels), DIGITS)
 
 
 def sprites() -> Source:
@@ -137,7 +83,15 @@ def sprites() -> Source:
         angle = orientation * math.pi / 16
         return _draw_sprite(shape, 4 + scale, angle, 8.5 + 15 / 7 * x, 8.5 + 15 / 7 * y), shape
 
-    return Source("sprites", math.prod(sizes), list(SPRITES), read, factors, factors_of)
+    return Source(
+        "sprites",
+        math.prod(sizes),
+        list(SPRITES),
+        read,
+        factors,
+        factors_of,
+        label_of=lambda i: factors_of(i)[0],
+    )
 
 
 def _draw_sprite(shape: int, radius: float, angle: float, x: float, y: float, side: int = 32) -> np.ndarray:
@@ -150,37 +104,35 @@ def _draw_sprite(shape: int, radius: float, angle: float, x: float, y: float, si
     return np.asarray(canvas.resize((side, side), Image.Resampling.BOX))[None]
 
 
-def folder(path: Path, shape: tuple[int, int, int] | None) -> Source:
+def folder(
+    path: Path,
+    shape: tuple[int, int, int] | None,
+    background: str | None = None,
+    skip_broken: bool = False,
+    keep_encoding: bool = False,
+) -> Source:
     """Return the images of class folders (`cats/001.jpg`), or of one folder, then without labels.
 
     Args:
-        path: the folder.
+        path: the folder. Hidden files and folders are left out; links are followed.
         shape: (channels, height, width) to which images are fitted; None: all must have the same shape.
+        background: colour under transparent pixels; None: transparency is ignored.
+        skip_broken: leave out images that cannot be read or have another shape, instead of refusing.
+        keep_encoding: store JPEG files as they are, if their size and channels are those of the set.
 
     Raises:
-        DataError: there are no images, or one cannot be read, or has another shape when it is read.
+        DataError: there are no images, or some cannot be used.
     """
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder; check the path")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
-    if not files:
-        raise DataError(f"{path}: no images in it; add files of type {', '.join(IMAGE_ENDINGS)}")
-    classes = sorted({p.relative_to(path).parts[0] for p in files if p.parent != path})
-    if classes and any(p.parent == path for p in files):
-        raise DataError(f"{path}: some images are in class folders and some are not; move these into one")
-    first = _read_image(files[0], shape).shape
-
-    def read(i: int) -> tuple[np.ndarray, int]:
-        image = _read_image(files[i], shape)
-        if image.shape != first:
-            mode = "grey" if first[0] == 1 else "colour"
-            raise DataError(
-                f"{files[i]}: shape {list(image.shape)} (channels, height, width) instead of {list(first)} "
-                f"as of {files[0].name}; fit them all with --size {min(first[1:])} --mode {mode}"
-            )
-        return image, classes.index(files[i].relative_to(path).parts[0]) if classes else NO_LABEL
-
-    return Source(path.resolve().name, len(files), classes, read)
+    images = open_folder(path, shape, background, skip_broken)
+    return Source(
+        path.resolve().name,
+        len(images.files),
+        list(images.classes),
+        images.read,
+        label_of=images.label,
+        key_of=images.key,
+        file_of=(lambda i: images.files[i].read_bytes()) if keep_encoding else None,
+    )
 
 
 def image_shape(options: Namespace) -> tuple[int, int, int] | None:
@@ -189,64 +141,36 @@ def image_shape(options: Namespace) -> tuple[int, int, int] | None:
         if options.mode:
             raise ConfigError("--mode: needs --size; add it, such as --size 32")
         return None
-    if options.size < 1:
-        raise ConfigError(f"--size: {options.size} is not a number of pixels; use 1 or more")
-    return (1 if options.mode == "grey" else 3, options.size, options.size)
+    parts = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", options.size)
+    width = int(parts[1]) if parts else 0
+    height = int(parts[2] or width) if parts else 0
+    if min(width, height) < 1:
+        raise ConfigError(
+            f"--size: {options.size} is not a number of pixels; use 1 or more, or WIDTHxHEIGHT such as 32x24"
+        )
+    return (1 if options.mode == "grey" else 3, height, width)
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of bytes (the format of the MNIST site), gzipped or not, as uint8 of the file's shape.
-
-    Raises:
-        DataError: it is not such a file, or is not complete.
-    """
+def image_background(options: Namespace) -> str | None:
+    """Return the colour of `--background` as #rrggbb, or None. Raises `ConfigError`."""
+    if options.background is None:
+        return None
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        if content[:3] != b"\x00\x00\x08":
-            raise ValueError("its first bytes are wrong")
-        dimensions = content[3]
-        shape = np.frombuffer(content, ">u4", dimensions, offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: not a complete IDX file of bytes ({error}); replace it") from None
-
-
-def _mnist_file(folder: Path | None, name: str, digest: str) -> Path:
-    if folder is not None:
-        for candidate in (folder / name, folder / name.removesuffix(".gz")):
-            if candidate.is_file():
-                return candidate
-        raise DataError(f"{folder}: {name} is missing; give the folder of the four IDX files")
-    import pooch  # Imported only now because it takes long, and most command lines do not download.
-
-    pooch.get_logger().setLevel("WARNING")
-    cache = pooch.os_cache("infogan_dist") / "mnist"
-    if not (cache / name).exists():
-        logger.info("downloading %s%s", MNIST_URL, name)
-    try:
-        return Path(pooch.retrieve(MNIST_URL + name, known_hash=f"sha256:{digest}", fname=name, path=cache))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{MNIST_URL}{name}: cannot be downloaded ({error}); "
-            "download the four files yourself and give their folder with --from"
+        red, green, blue, *alpha = ImageColor.getrgb(options.background)
+        if alpha:
+            raise ValueError("a background is opaque")
+    except ValueError:
+        raise ConfigError(
+            f"--background: {options.background} is not a colour; use a name such as white, or #rrggbb"
         ) from None
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def _digits(name: str, images: np.ndarray, labels: np.ndarray) -> Source:
-    if len(images) != len(labels):
-        raise DataError(f"{name}: {len(images)} images but {len(labels)} labels; replace the files")
-    return Source(name, len(images), DIGITS, lambda i: (images[i], int(labels[i])))
+def _split_suffix(options: Namespace) -> str:
+    return "" if options.split == "train" else f"-{options.split}"
 
 
-def _read_image(path: Path, shape: tuple[int, int, int] | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return as_array(image, shape)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{os.fspath(path)}: not a readable image ({error}); replace or remove it") from None
-
-
+SPLIT_OPTION: dict[str, Any] = {"choices": tuple(MNIST_FILES), "default": "train", "help": "[train]"}
 SOURCES = {
     "mnist5k": SourceEntry(
         "5,000 real MNIST digits from an installed package, without network", lambda options: mnist5k()
@@ -260,16 +184,88 @@ SOURCES = {
                 "type": Path,
                 "help": "folder of the IDX files [else they are downloaded]",
             },
-            "--split": {"choices": tuple(MNIST_FILES), "default": "train", "help": "[train]"},
+            "--split": SPLIT_OPTION,
         },
-        suffix=lambda options: "" if options.split == "train" else f"-{options.split}",
+        suffix=_split_suffix,
+    ),
+    "idx": SourceEntry(
+        "IDX files with the names of MNIST's, such as Fashion-MNIST's",
+        lambda options: idx(options.source, options.split, options.name, options.names),
+        {
+            "--from": {"dest": "source", "type": Path, "required": True, "help": "folder of the IDX files"},
+            "--split": SPLIT_OPTION,
+            "--name": {"help": "the data's name [the folder's]"},
+            "--names": {
+                "metavar": "FILE",
+                "help": f"one class name per line, or one of {', '.join(CLASS_NAMES)} [numbers]",
+            },
+        },
+        suffix=lambda options: f"-{options.name or options.source.resolve().name}{_split_suffix(options)}",
+    ),
+    "cifar10": SourceEntry(
+        "CIFAR-10 from its unpacked files, of the Python or of the binary version",
+        lambda options: cifar10(options.source, options.split),
+        {
+            "--from": {"dest": "source", "type": Path, "required": True, "help": "folder of the batches"},
+            "--split": SPLIT_OPTION,
+        },
+        suffix=_split_suffix,
+    ),
+    "npz": SourceEntry(
+        "arrays of images and labels in an NPZ file",
+        lambda options: npz(
+            options.source,
+            options.images,
+            options.labels,
+            None if options.names is None else read_class_names(options.names),
+        ),
+        {
+            "--from": {"dest": "source", "type": Path, "required": True, "help": "the file"},
+            "--images": {"metavar": "NAME", "default": IMAGES, "help": f"of the array of images [{IMAGES}]"},
+            "--labels": {"metavar": "NAME", "help": f"of the array of labels [{LABELS}, if it is there]"},
+            "--names": {"type": Path, "metavar": "FILE", "help": "one class name per line [numbers]"},
+        },
+    ),
+    "parquet": SourceEntry(
+        "Parquet files with a column of encoded images, as of the Hugging Face Hub",
+        lambda options: parquet(
+            options.source,
+            options.image,
+            options.label,
+            image_shape(options),
+            image_background(options),
+            options.keep_encoding,
+        ),
+        {
+            "--from": {"dest": "source", "type": Path, "required": True, "help": "a file, or their folder"},
+            "--image": {"metavar": "COLUMN", "default": "image", "help": "of the images [image]"},
+            "--label": {"metavar": "COLUMN", "help": "of the labels, integers or names [no labels]"},
+            **IMAGE_OPTIONS,
+            **BACKGROUND_OPTION,
+            **ENCODING_OPTION,
+        },
     ),
     "sprites": SourceEntry(
         "drawn shapes with known factors of variation, without network", lambda options: sprites()
     ),
     "folder": SourceEntry(
         "images in class folders (cats/001.jpg), or in one folder",
-        lambda options: folder(options.source, image_shape(options)),
-        {"--from": {"dest": "source", "type": Path, "required": True, "help": "the folder"}, **IMAGE_OPTIONS},
+        lambda options: folder(
+            options.source,
+            image_shape(options),
+            image_background(options),
+            options.skip_broken,
+            options.keep_encoding,
+        ),
+        {
+            "--from": {"dest": "source", "type": Path, "required": True, "help": "the folder"},
+            "--skip-broken": {
+                "action": "store_true",
+                "help": "leave out images that cannot be used, instead of refusing",
+            },
+            **IMAGE_OPTIONS,
+            **BACKGROUND_OPTION,
+            **ENCODING_OPTION,
+        },
     ),
 }

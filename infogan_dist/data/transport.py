@@ -8,6 +8,7 @@ import base64
 import http.client
 import os
 import re
+import socket
 import ssl
 import time
 import urllib.error
@@ -15,20 +16,29 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from infogan_dist.credentials import redact_url
 from infogan_dist.data import hub, s3
-from infogan_dist.data.urls import redact_url
 from infogan_dist.errors import DataError
 
 TIMEOUT_S = 30.0  # without a byte, after which a request fails
 MIN_RATE = 1000  # bytes/s over TIMEOUT_S; a slower response fails as if it had stopped
 CHUNK_BYTES = 1 << 16
+PORTS = {"http": 80, "https": 443}
+UNKNOWN_HOST = (socket.EAI_NONAME, socket.EAI_NODATA)  # other errors of name servers may be temporary
 ERROR_BODY_BYTES = 1 << 12  # of an error response, of which S3's error code is read
 
 
 class RetryError(Exception):
     """A request failed, and another one may succeed."""
+
+
+class NetworkError(DataError):
+    """A file cannot be read over the network at the moment.
+
+    It may be intact, so it is never replaced by another one.
+    """
 
 
 class RestartError(RetryError):
@@ -66,6 +76,7 @@ def open_url(url: str, start: int = 0, etag: str | None = None) -> Iterator[Resp
     Raises:
         FileNotFoundError: the server has no such file.
         RetryError: the request failed, and another one may succeed.
+        NetworkError: the request failed, and another one would fail as well.
         DataError: the server refuses the request, or the URL is not valid.
         ConfigError: boto3 is not installed.
     """
@@ -87,20 +98,44 @@ def open_url(url: str, start: int = 0, etag: str | None = None) -> Iterator[Resp
         raise DataError(f"{redact_url(url)}: not a URL that can be read; check it") from None
     except (OSError, http.client.HTTPException) as error:
         cause = getattr(error, "reason", error)
+        if isinstance(cause, Exception) and (failure := lasting_failure(url, cause)):
+            raise failure from None
         # The text of the error itself may contain the URL.
         raise RetryError(getattr(cause, "strerror", None) or type(cause).__name__) from None
 
 
-def append_body(body: bytearray, response: Response) -> None:
+def lasting_failure(url: str, error: BaseException | None) -> NetworkError | None:
+    """Return the error for a request that would fail again: of a certificate or an unknown host; else None.
+
+    Args:
+        url: that was requested.
+        error: of the request; the errors that caused it are examined as well.
+    """
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            reason = f"the server's certificate is not valid ({error.verify_message})"
+            return NetworkError(f"{redact_url(url)}: {reason}; correct the URL, or set SSL_CERT_FILE")
+        if isinstance(error, socket.gaierror) and error.errno in UNKNOWN_HOST:
+            return NetworkError(f"{redact_url(url)}: its host, or that of the proxy, is unknown; correct it")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def append_body(body: bytearray, response: Response, limit: int | None) -> None:
     """Append the rest of a response to the bytes received so far.
+
+    Args:
+        body: the bytes received so far.
+        response: the rest of the file.
+        limit: bytes after which reading stops, if the server does not announce the length; None: unlimited.
 
     Raises:
         RetryError: the response ends early, or is slower than `MIN_RATE`; the bytes received are appended.
     """
     window_size, window_start = len(body), time.monotonic()
-    while response.total is None or len(body) < response.total:
-        left = CHUNK_BYTES if response.total is None else response.total - len(body)
-        chunk = response.read(min(CHUNK_BYTES, left))
+    end = limit if response.total is None else response.total
+    while end is None or len(body) < end:
+        chunk = response.read(CHUNK_BYTES if end is None else min(CHUNK_BYTES, end - len(body)))
         if not chunk:
             break
         body += chunk
@@ -115,7 +150,7 @@ def append_body(body: bytearray, response: Response) -> None:
 
 
 def _request(url: str) -> urllib.request.Request:
-    """Return the request for a URL; its Authorization is not sent to the server that a redirect leads to."""
+    """Return the request for a URL; its Authorization is not sent to another server that it redirects to."""
     location, authorization = url, None
     if url.startswith("s3://"):
         location = s3.presigned_url(url)
@@ -141,23 +176,32 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class _HubRedirects(urllib.request.HTTPRedirectHandler):
-    """Send the token again where the Hub redirects to itself, as it does for small and for renamed files."""
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Send the Authorization again to the same server only; follow no redirect from https to http."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
+        old, new = urlsplit(req.full_url), urlsplit(newurl)
+        if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
+            reason = f"the server redirects to {redact_url(newurl)}, which is not encrypted"
+            raise DataError(f"{redact_url(req.full_url)}: {reason}; check the URL")
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         authorization = req.get_header("Authorization")
-        if request and authorization and urlsplit(newurl)[:2] == urlsplit(req.full_url)[:2]:
+        if request and authorization and _is_same_server(old, new):
             request.add_unredirected_header("Authorization", authorization)
         return request
 
 
+def _is_same_server(old: SplitResult, new: SplitResult) -> bool:
+    """Return whether a redirect stays on a server, also where it leads from http to https."""
+    ports = [parts.port or PORTS[parts.scheme] for parts in (old, new)]
+    is_upgrade = ports == [PORTS["http"], PORTS["https"]]
+    return old.hostname == new.hostname and (is_upgrade or (old.scheme, ports[0]) == (new.scheme, ports[1]))
+
+
 def _handlers(url: str) -> list[urllib.request.BaseHandler]:
     """Return what requests of a URL's scheme need besides urllib's own handlers."""
-    if url.startswith("hf://"):
-        return [_HubRedirects()]
     if not url.startswith("s3://"):
-        return []
+        return [_Redirects()]
     bundle = os.environ.get("AWS_CA_BUNDLE")
     if not bundle:
         return [_NoRedirects()]

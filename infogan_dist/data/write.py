@@ -1,52 +1,25 @@
-"""Writing shard sets: from a source of images, or as a manifest of existing WebDataset tars."""
+"""Writing shard sets from a source of images."""
 
-import glob
 import hashlib
-import json
-import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-import braceexpand
 import numpy as np
 
 from infogan_dist.console import progress
-from infogan_dist.data.fetch import Store
-from infogan_dist.data.images import decode_image, encode_png
-from infogan_dist.data.shards import (
-    FACTORS_TYPE,
-    LABEL_TYPE,
-    MANIFEST,
-    NO_LABEL,
-    Manifest,
-    Shard,
-    decode_label,
-    load_manifest,
-    samples_of,
-    write_manifest,
-)
-from infogan_dist.data.sources import Source
-from infogan_dist.data.urls import is_remote, redact_url
+from infogan_dist.data.encode import encode_chunks, end_of_tar, seconds_per_sample, usable_processes
+from infogan_dist.data.shard_folder import fill_folder
+from infogan_dist.data.shards import Manifest, Shard
+from infogan_dist.data.source import Source
 from infogan_dist.errors import DataError
-from infogan_dist.files import atomic_write
 from infogan_dist.rng import permutation
 
 DEFAULT_SHARDS = 8  # the default number of lanes: an epoch then contains each sample once
 SHARD_BYTES = 64 * 2**20  # of a decoded shard; a process has one shard of each of its lanes in memory
-logger = logging.getLogger(__name__)
-
-
-def create_once(out: Path, create: Callable[[], Manifest]) -> tuple[Manifest, bool]:
-    """Return the manifest of a folder, and whether the shard set was created now.
-
-    Args:
-        out: folder of the shard set.
-        create: function that creates it; called only if the folder has no manifest.
-    """
-    if (out / MANIFEST).exists():
-        return load_manifest(os.fspath(out)), False
-    return create(), True
+CHUNK, CHUNK_BYTES = 32, 2**20  # largest number and decoded size of images that a process encodes at once
+JPEG_ENCODING = "JPEG files as they are"
+ORIGIN_IMAGES = 16  # which identify a source
 
 
 def write_shard_set(source: Source, out: Path, shards: int | None = None, seed: int = 0) -> Manifest:
@@ -59,145 +32,70 @@ def write_shard_set(source: Source, out: Path, shards: int | None = None, seed: 
         seed: of the shuffle. The same source, number and seed give the same bytes.
 
     Returns:
-        The manifest, which is written last.
+        The manifest, which appears in the folder last.
 
     Raises:
-        DataError: there are too few images, or the source cannot read one.
+        DataError: there are too few images, the source cannot read one, or the folder has a shard set or
+            other tars, or cannot be written.
     """
-    first = source.read(0)[0]
+    shards = num_shards(source, shards)
+    processes = usable_processes(source.count * seconds_per_sample(source))
+
+    def write(folder: Path) -> Manifest:
+        parts = np.array_split(permutation(seed, "make_shards", 0, source.count), shards)
+        channels, height, width = source.read(0)[0].shape
+        return Manifest(
+            source.name,
+            (channels, height, width),
+            source.label_names,
+            _write_tars(source, folder, parts, processes),
+            factors=source.factors,
+            origin=source_origin(source, seed),
+            location=str(out),
+        )
+
+    return fill_folder(out, write)
+
+
+def num_shards(source: Source, shards: int | None) -> int:
+    """Return the number of shards, by size where it is None. Raises `DataError` if they cannot be filled."""
     if shards is None:
-        needed = -(-source.count * first.nbytes // SHARD_BYTES)
+        needed = -(-source.count * source.read(0)[0].nbytes // SHARD_BYTES)
         shards = -(-max(needed, 1) // DEFAULT_SHARDS) * DEFAULT_SHARDS
     if not 0 < shards <= source.count:
         raise DataError(
             f"{source.name}: {source.count} images cannot fill {shards} shards; use --shards {source.count}"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    shuffled = permutation(seed, "make_shards", 0, source.count)
-
-    def samples(rows: np.ndarray) -> Iterator[tuple[str, np.ndarray, int, Sequence[int]]]:
-        for i in map(int, rows):
-            image, label = source.read(i)
-            bar.update()
-            yield f"{i:09d}", image, label, source.factors_of(i)
-
-    with progress(source.count, "image", description=f"shards of {source.name}") as bar:
-        parts = np.array_split(shuffled, shards)
-        written = [write_shard(out / f"{i:06d}.tar", samples(rows)) for i, rows in enumerate(parts)]
-    channels, height, width = first.shape
-    manifest = Manifest(
-        source.name,
-        (channels, height, width),
-        source.label_names,
-        written,
-        factors=source.factors,
-        location=str(out),
-    )
-    write_manifest(manifest, out)
-    return manifest
+    return shards
 
 
-def index_tars(
-    urls: list[str], out: Path, name: str, shape: tuple[int, int, int] | None, skip_broken: bool = False
-) -> Manifest:
-    """Write the manifest of existing WebDataset tars, which are read but not copied.
-
-    Args:
-        urls: paths and URLs; `{0000..0099}` and, in paths, `*` are expanded.
-        out: folder of the manifest; created where it is missing.
-        name: the data's name.
-        shape: (channels, height, width) to which images are fitted when read; None: all must have one shape.
-        skip_broken: include samples that cannot be decoded, for a run with data.on_error=skip.
-
-    Raises:
-        DataError: a tar is missing or broken, or contains a sample that cannot be decoded.
-    """
-    required, shards, labels, broken = shape, [], {NO_LABEL}, 0
-    expanded = _expand(urls)
-    with progress(len(expanded), "tar", description=f"index of {name}") as bar:
-        for url in expanded:
-            shard, samples = _read_tar(url)
-            shards.append(shard)
-            for key, member in samples:
-                where = f"{shard.url}, {key}"
-                try:
-                    image = decode_image(member, where, required, fit=shape is not None)
-                    labels.add(decode_label(member, where))
-                except DataError:
-                    if not skip_broken:
-                        raise
-                    broken += 1
-                    continue
-                channels, height, width = image.shape
-                required = required or (channels, height, width)
-            bar.update()
-    if required is None:
-        raise DataError(f"{', '.join(urls)}: no sample can be decoded; use other tars")
-    if broken:
-        logger.warning("%d samples cannot be decoded; train with data.on_error=skip", broken)
-    out.mkdir(parents=True, exist_ok=True)
-    names = [str(i) for i in range(max(labels) + 1)]
-    manifest = Manifest(name, required, names, shards, fit=shape is not None, location=str(out))
-    write_manifest(manifest, out)
-    return manifest
+def source_origin(source: Source, seed: int) -> dict[str, Any]:
+    """Return what the other fields of a manifest do not contain: seed, and a checksum of some images."""
+    digest = hashlib.sha256()
+    for i in np.linspace(0, source.count - 1, ORIGIN_IMAGES).astype(int):
+        image, label = source.read(int(i))
+        digest.update(f"{label} ".encode() + image.tobytes())
+    encoding = {} if source.file_of is None else {"encoding": JPEG_ENCODING}
+    return {"seed": seed, "sample": digest.hexdigest(), **encoding}
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int, Sequence[int]]]) -> Shard:
-    """Write samples (key, image uint8 [C, H, W], label, factors) into a tar, atomically.
-
-    The image becomes a PNG, the label a .cls file, and the factors, if there are any, a .factors.json file.
-    The same samples give the same bytes: the file contains neither times nor owners.
-    """
-    import webdataset as wds  # Imported only now because it imports torch, which takes seconds.
-
-    count = 0
-    with (
-        atomic_write(path) as partial,
-        partial.open("wb") as stream,
-        wds.TarWriter(stream, mtime=0, user="", group="") as tar,  # type: ignore[attr-defined]
-    ):
-        for key, array, label, factors in samples:
-            entry: dict[str, str | bytes] = {"__key__": key, "png": encode_png(array)}
-            if label != NO_LABEL:
-                entry[LABEL_TYPE] = str(label).encode()
-            if factors:
-                entry[FACTORS_TYPE] = json.dumps(list(factors)).encode()
-            tar.write(entry)
-            count += 1
-    content = path.read_bytes()
-    return Shard(path.name, count, len(content), hashlib.sha256(content).hexdigest())
-
-
-def _read_tar(url: str) -> tuple[Shard, list[tuple[str, dict[str, bytes]]]]:
-    """Return the manifest's entry for a tar, and its samples by key."""
-    location = _absolute_url(url)
-    try:
-        content = Store().read(location)
-    except FileNotFoundError:
-        raise DataError(f"{location}: no such tar; check the path or URL") from None
-    samples = list(samples_of(content, location))
-    if not samples:
-        raise DataError(f"{location}: contains no samples; leave it out")
-    return Shard(location, len(samples), len(content), hashlib.sha256(content).hexdigest()), samples
-
-
-def _absolute_url(url: str) -> str:
-    """Return a tar's location for the manifest. Raises `DataError` for a URL with credentials."""
-    if not is_remote(url):
-        return str(Path(url).resolve())
-    if redact_url(url) != url:
-        raise DataError(
-            f"{redact_url(url)}: its password or query would be readable in the manifest; give a URL without "
-            "(hf://, s3:// and gs:// URLs take credentials from the environment)"
-        )
-    return url
-
-
-def _expand(urls: list[str]) -> list[str]:
-    expanded: list[str] = []
-    for pattern in urls:
-        for url in braceexpand.braceexpand(pattern):
-            expanded += [url] if is_remote(url) or "*" not in url else sorted(glob.glob(url))
-    if not expanded:
-        raise DataError(f"{', '.join(urls)}: no such tars; check the pattern")
-    return expanded
+def _write_tars(source: Source, folder: Path, parts: list[np.ndarray], processes: int) -> list[Shard]:
+    """Write a tar for each part, an array of the numbers of its images."""
+    size = max(1, min(CHUNK, CHUNK_BYTES // source.read(0)[0].nbytes))
+    chunks = [[chunk.tolist() for chunk in np.array_split(rows, -(-len(rows) // size))] for rows in parts]
+    encoded = encode_chunks(source, [chunk for part in chunks for chunk in part], processes)
+    shards = []
+    with progress(source.count, "image", description=f"shards of {source.name}") as bar, closing(encoded):
+        for i, part in enumerate(chunks):
+            path, size, digest = folder / f"{i:06d}.tar", 0, hashlib.sha256()
+            with path.open("wb") as stream:
+                for chunk in part:
+                    content = next(encoded)
+                    size += stream.write(content)
+                    digest.update(content)
+                    bar.update(len(chunk))
+                end = end_of_tar(size)
+                size += stream.write(end)
+                digest.update(end)
+            shards.append(Shard(path.name, sum(map(len, part)), size, digest.hexdigest()))
+    return shards

@@ -2,7 +2,7 @@
 
 from infogan_dist.config.batch_share import launched_share
 from infogan_dist.config.load import read_config
-from infogan_dist.data.urls import redact_url
+from infogan_dist.credentials import redact_url
 from infogan_dist.preflight.finding import OK, Finding, Findings, PreflightContext
 
 

@@ -11,7 +11,8 @@ from infogan_dist.data.fetch import NetworkError, Store
 from infogan_dist.data.images import decode_image
 from infogan_dist.data.order import Order
 from infogan_dist.data.resident import should_hold_images
-from infogan_dist.data.shards import Manifest, fetch_shard, load_manifest, resolve, samples_of
+from infogan_dist.data.shards import Manifest, fetch_shard, load_manifest, resolve
+from infogan_dist.data.tars import samples_of
 from infogan_dist.data.urls import is_remote
 from infogan_dist.errors import DataError
 from infogan_dist.preflight.finding import (
@@ -105,7 +106,9 @@ def _check_shard(manifest: Manifest, index: int) -> None:
     """Read a shard and decode its first image. Raises `DataError`."""
     url, content = fetch_shard(manifest, index, Store())
     key, member = next(samples_of(content, url), ("its first sample", {}))
-    decode_image(member, f"{url}, {key}", manifest.image_shape, manifest.fit)
+    decode_image(
+        member, f"{url}, {key}", manifest.image_shape, manifest.fit, manifest.background, manifest.image
+    )
 
 
 def check_memory(context: PreflightContext, limit_file: Path = MEMORY_LIMIT) -> Findings:
@@ -122,10 +125,12 @@ def check_memory(context: PreflightContext, limit_file: Path = MEMORY_LIMIT) -> 
     assert context.manifest
     settings, manifest = context.config.data, context.manifest
     device, processes = process_device(context.place), context.place.local_world
-    need, verb, remedy = manifest.samples * manifest.decoded_sample_bytes, "hold", "set data.device=host"
+    total, remedy = manifest.samples * manifest.decoded_sample_bytes, "set data.device=host"
+    held, shards, verb = total, _prefetched_shards(context), "hold"
     if not should_hold_images(settings.device, manifest, device):
-        need, verb = min(need, settings.cache_mib * 2**20), "cache up to"
-        remedy = ""
+        held, verb, remedy = min(total, settings.cache_mib * 2**20), "cache up to", ""
+        if held < total:  # Besides the cache, each lane holds the shard that it is reading.
+            shards += settings.lanes // context.place.world
     elif device.type == "cuda":
         if context.place.is_first:
             on_gpu = manifest.samples * math.prod(manifest.image_shape)  # Labels stay on the host.
@@ -134,13 +139,17 @@ def check_memory(context: PreflightContext, limit_file: Path = MEMORY_LIMIT) -> 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if limit_file.is_file() and limit_file.read_text().strip().isdecimal():
         memory = min(memory, int(limit_file.read_text()))
+    reading = shards * _largest_shard(manifest)
     message = (
-        f"{processes} process(es) {verb} {format_bytes(need)} of images each; "
-        f"the memory is {format_bytes(memory)}"
+        f"{processes} process(es) {verb} {format_bytes(held)} of images each, and {format_bytes(reading)} "
+        f"in {shards} shard(s) that are being read; the memory is {format_bytes(memory)}"
     )
-    if need * processes > MAX_CACHE_SHARE * memory:
-        fitting = int(MAX_CACHE_SHARE * memory / processes / 2**20)
-        yield Finding(WARN, message, remedy or f"set data.cache_mib={fitting}")
+    left = MAX_CACHE_SHARE * memory / processes - reading
+    if held > left:
+        smaller = (
+            f"set data.cache_mib={int(left / 2**20)}" if left >= 0 else "create the set with more shards"
+        )
+        yield Finding(WARN, message, remedy or smaller)
     elif context.place.is_first:
         yield Finding(OK, message)
 
@@ -158,10 +167,8 @@ def check_shared_memory(context: PreflightContext, folder: Path = SHARED_MEMORY)
     if workers == 0 or not folder.is_dir():
         yield Finding(OK, "not used")
         return
-    processes = context.place.local_world
-    ready = min(PREFETCHED_SHARDS * workers, len(manifest.shards))
-    largest = max(manifest.shard_sizes) * manifest.decoded_sample_bytes
-    need, free = processes * ready * largest, shutil.disk_usage(folder).free
+    processes, ready = context.place.local_world, _prefetched_shards(context)
+    need, free = processes * ready * _largest_shard(manifest), shutil.disk_usage(folder).free
     message = (
         f"{folder} has {format_bytes(free)} free; "
         f"{processes} process(es) x {ready} shards need {format_bytes(need)}"
@@ -169,8 +176,21 @@ def check_shared_memory(context: PreflightContext, folder: Path = SHARED_MEMORY)
     if need > free:
         remedy = (
             "enlarge it (docker: --shm-size, Kubernetes: an emptyDir of medium Memory mounted there), "
-            "or set data.workers=0"
+            "set data.workers=0, or create the set with more shards"
         )
         yield Finding(FAIL, message, remedy)
     elif context.place.is_first:
         yield Finding(OK, message)
+
+
+def _prefetched_shards(context: PreflightContext) -> int:
+    """Return how many decoded shards a process has at most in shared memory: ready ones, and one in use."""
+    assert context.config
+    assert context.manifest
+    workers = context.config.data.workers
+    return min(PREFETCHED_SHARDS * workers + 1, len(context.manifest.shards)) if workers else 0
+
+
+def _largest_shard(manifest: Manifest) -> int:
+    """Return the bytes of the largest decoded shard."""
+    return max(manifest.shard_sizes) * manifest.decoded_sample_bytes

@@ -6,8 +6,8 @@ import urllib.request
 
 from torch import nn
 
+from infogan_dist.credentials import redact_url
 from infogan_dist.data.shards import load_manifest
-from infogan_dist.data.urls import redact_url
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_classifier, build_networks
 from infogan_dist.preflight.finding import OK, WARN, Finding, Findings, PreflightContext, format_bytes

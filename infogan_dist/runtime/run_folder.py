@@ -21,7 +21,7 @@ from torch import nn
 
 from infogan_dist.config.load import CONFIG_FILE, load_config, resume_conflicts, save_config
 from infogan_dist.config.schema import CheckpointConfig, Config
-from infogan_dist.data.fetch import redact_url
+from infogan_dist.credentials import redact_url
 from infogan_dist.data.shards import Manifest
 from infogan_dist.errors import ConfigError
 from infogan_dist.files import flush_to_disk, report_unwritable

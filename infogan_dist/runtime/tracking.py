@@ -27,7 +27,7 @@ from PIL import Image
 from infogan_dist import __version__
 from infogan_dist.config.load import flatten
 from infogan_dist.config.schema import Config, TrackingConfig
-from infogan_dist.data.fetch import redact_url
+from infogan_dist.credentials import redact_argument, redact_text, redact_url
 from infogan_dist.errors import EXIT_STOPPED, ConfigError
 from infogan_dist.files import report_unwritable, write_text
 from infogan_dist.runtime import run_logs
@@ -225,7 +225,9 @@ def open_trackers(accelerator: Accelerator, config: Config, folder: Path) -> Non
     accelerator.log_with = [RunFolderTracker(folder), *mirrors]  # type: ignore[assignment]
     urls = {key: redact_url(url) for key, url in _urls(config).items()}
     public = {**flatten(config), **urls, "version": __version__}
-    simple = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in public.items()}
+    simple = {k: v if isinstance(v, (int, float)) else redact_text(str(v)) for k, v in public.items()}
+    # W&B and other trackers record the command line, which they read from here.
+    sys.argv[1:] = map(redact_argument, sys.argv[1:])
     accelerator.init_trackers(config.tracking.project, config=simple)
     end_trackers_by(partial(_end_failed, accelerator))
 

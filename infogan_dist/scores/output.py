@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from infogan_dist.data.urls import redact_url
+from infogan_dist.credentials import redact_argument
 from infogan_dist.errors import DataError
 from infogan_dist.files import report_unwritable, write_text
 
@@ -39,11 +39,7 @@ def write_output(path: Path, text: str) -> None:
 
 def command_line(module: str, arguments: list[str]) -> str:
     """Return a command line of the package as text, without passwords in URLs."""
-    words = []
-    for word in arguments:
-        key, equals, value = word.partition("=")
-        words.append(f"{key}={redact_url(value)}" if equals else redact_url(word))
-    return shlex.join(["python", "-m", f"infogan_dist.{module}", *words])
+    return shlex.join(["python", "-m", f"infogan_dist.{module}", *map(redact_argument, arguments)])
 
 
 def code_origin(package: Path = PACKAGE) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import torch
 
 from infogan_dist.config.schema import Config
 from infogan_dist.data.fetch import open_store
-from infogan_dist.data.shards import LABEL_TYPE, Manifest, fetch_shard, samples_of
+from infogan_dist.data.shards import LABEL_TYPE, Manifest, fetch_shard
+from infogan_dist.data.tars import samples_of
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.scores.features import DIGIT_SHAPE, load_features
 from infogan_dist.scores.fidelity import NEIGHBOURS

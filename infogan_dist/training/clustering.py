@@ -24,8 +24,8 @@ from torch import Tensor
 
 from infogan_dist.config.schema import Config
 from infogan_dist.data.images import to_float
-from infogan_dist.data.loader import concatenate_on_device
 from infogan_dist.data.neighbours import nearest, pooled_pixels, principal_components
+from infogan_dist.data.transfer import concatenate_on_device
 from infogan_dist.model.clustering import (
     balanced_targets,
     consistency_loss,

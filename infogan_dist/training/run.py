@@ -19,8 +19,7 @@ from infogan_dist.data.fetch import open_store
 from infogan_dist.data.finite import FiniteDataset
 from infogan_dist.data.images import to_float
 from infogan_dist.data.loader import Batch, Loader
-from infogan_dist.data.order import Order
-from infogan_dist.data.resident import ResidentLoader, should_hold_images
+from infogan_dist.data.resident import open_loader
 from infogan_dist.data.shards import load_manifest
 from infogan_dist.errors import ConfigError
 from infogan_dist.model.latents import Latents, LatentSpec
@@ -118,22 +117,11 @@ class Run:
                 )
 
     def _create_loader(self) -> Loader:
-        config = self.config
-        order = Order(config.seed, self.manifest.shard_sizes, config.data.lanes, config.real_batch)
+        loader = open_loader(self.config, self.manifest, self.share.lanes, self.engine.device)
         # A second of work for 100,000 shards, which one process does for all.
-        if self.engine.is_main and (warning := order.drift_warning()):
+        if self.engine.is_main and (warning := loader.order.drift_warning()):
             logger.warning(warning)
-        options = {
-            "workers": config.data.workers,
-            "device": self.engine.device,
-            "skip": config.data.on_error == "skip",
-            "store": open_store(config.data),
-        }
-        if should_hold_images(config.data.device, self.manifest, self.engine.device):
-            logger.info("the decoded images stay on %s (data.device)", self.engine.device)
-            return ResidentLoader(self.manifest, order, self.share.lanes, **options)
-        cache_bytes = config.data.cache_mib * 2**20
-        return Loader(self.manifest, order, self.share.lanes, cache_bytes=cache_bytes, **options)
+        return loader
 
     def _create_clustering_step(self) -> ClusteringStep | None:
         """Return what does the first stage's steps; None if the run has none, or has finished them."""

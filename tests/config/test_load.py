@@ -1,6 +1,7 @@
 """Configs: how files and overrides are merged, and the message for each mistake."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,34 @@ def test_each_key_has_one_effect(change: str, effect: Effect):
     assert differences(old, new, set(Effect)) == [
         f"{change.split('=')[0]}: {old[change.split('=')[0]]} -> {new[change.split('=')[0]]}"
     ]
+
+
+SECRET_URLS = ["https://ann:se cret@host/set", "https://host/set?token=secret", "https://ann:secret/@host/[x"]
+CARELESS_WORDS = ["{}", "data.shard={}", "train.steps={}", "data.shards=[{}]", "data.shards=[{}", "--x={}"]
+CARELESS_FILES = ["data: {{shard: '{}'}}", "train: {{steps: '{}'}}", "data: {{shards: ['{}']}}", "x: [{}"]
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+@pytest.mark.parametrize("mistake", CARELESS_WORDS + CARELESS_FILES)
+def test_the_message_of_a_mistake_contains_no_credentials(mistake: str, url: str, tmp_path: Path):
+    argument = mistake.format(url)
+    if mistake in CARELESS_FILES:
+        path = tmp_path / "mistake.yaml"
+        path.write_text(argument)
+        argument = str(path)
+    with pytest.raises(ConfigError) as error:
+        read_config([QUICK, argument])
+    assert "cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("shards", "mode"), [("https://ann:secret@host/set", 0o600), ("https://host/set", 0o644)]
+)
+def test_only_the_user_may_read_a_saved_config_with_credentials(tmp_path: Path, shards: str, mode: int):
+    previous = os.umask(0o022)
+    try:
+        save_config(read_config([QUICK, f"data.shards={shards}"]), tmp_path / "config.yaml")
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "config.yaml").stat().st_mode & 0o777 == mode
+    assert load_config(tmp_path / "config.yaml").data.shards == shards

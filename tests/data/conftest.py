@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infogan_dist.data import loader, s3
+from infogan_dist.data import s3, shard_dataset
 from infogan_dist.data.shards import DecodedShard, Manifest, Shard, read_shard
 from tests.data.web_server import HubServer, WebServer
 
@@ -49,7 +49,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         reads.append(index)
         return read_shard(manifest, index, *rest)
 
-    monkeypatch.setattr(loader, "read_shard", recorded_read)
+    monkeypatch.setattr(shard_dataset, "read_shard", recorded_read)
     return reads
 
 

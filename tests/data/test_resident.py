@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from infogan_dist.config.load import read_config
-from infogan_dist.data import loader as loader_module
-from infogan_dist.data import resident
+from infogan_dist.data import resident, shard_dataset
 from infogan_dist.data.loader import Batch, Loader
 from infogan_dist.data.order import Order
 from infogan_dist.data.resident import MAX_DEVICE_SHARE, ResidentLoader, should_hold_images
-from infogan_dist.data.shards import Manifest, load_manifest
+from infogan_dist.data.shards import Manifest, load_manifest, read_shard
 from infogan_dist.errors import DataError
 from infogan_dist.training import loop
 from infogan_dist.training.run import Run
@@ -68,7 +67,7 @@ def test_the_batches_are_those_of_the_streaming_loader(
 def test_the_batches_are_the_same_for_shards_of_any_sizes(sizes: list[int], world: int, step: int):
     manifest, read_numbered = numbered_set(sizes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader_module, "read_shard", read_numbered)
+        patch.setattr(shard_dataset, "read_shard", read_numbered)
         assert_equal_batches(manifest, world, step, 20)
 
 
@@ -97,7 +96,7 @@ def test_the_images_of_the_set_are_held_in_the_order_of_the_manifest(small_set: 
     stream = loader.batches(0)
     for _ in range(15):
         next(stream)
-    shards = [loader_module.read_shard(manifest, i).images for i in range(8)]
+    shards = [read_shard(manifest, i).images for i in range(8)]
     assert torch.equal(loader.images, torch.cat([torch.from_numpy(images) for images in shards]))
 
 

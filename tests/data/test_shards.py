@@ -17,9 +17,11 @@ from PIL import Image
 from infogan_dist.console import set_up_logging
 from infogan_dist.data import fetch
 from infogan_dist.data.images import encode_png
+from infogan_dist.data.index import index_tars
 from infogan_dist.data.shards import load_manifest, read_shard
 from infogan_dist.data.sources import Source
-from infogan_dist.data.write import index_tars, write_shard_set
+from infogan_dist.data.tar_index import TarOptions
+from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import DataError
 from tests.conftest import images_source, number_of
 
@@ -126,7 +128,7 @@ def test_existing_tars_are_refused_with_the_name_of_the_wrong_member(
 ):
     path = write_tar(tmp_path / "x.tar", members)
     with pytest.raises(DataError, match=message):
-        index_tars([str(path)], tmp_path / "set", "x", None)
+        index_tars([str(path)], tmp_path / "set", "x")
     assert not (tmp_path / "set").exists()
 
 
@@ -136,7 +138,7 @@ def test_existing_tars_are_indexed_without_a_copy(tmp_path: Path):
             f"s{j}.{end}": c for j in range(i + 2) for end, c in (("png", png(value=j)), ("cls", b"%d" % j))
         }
         write_tar(tmp_path / f"part-{i}.tar", {"s0.json": b"{}", **members})
-    index_tars([f"{tmp_path}/part-{{0..1}}.tar", f"{tmp_path}/*-2.tar"], tmp_path / "set", "mine", None)
+    index_tars([f"{tmp_path}/part-{{0..1}}.tar", f"{tmp_path}/*-2.tar"], tmp_path / "set", "mine")
     manifest = load_manifest(str(tmp_path / "set"))
     assert [s.samples for s in manifest.shards] == [2, 3, 4]
     assert manifest.label_names == ["0", "1", "2", "3"]
@@ -151,7 +153,7 @@ def test_images_of_any_size_and_type_are_fitted_on_request(tmp_path: Path):
 
     members = {"a.jpg": encoded((40, 30), "RGB", "jpeg"), "b.webp": encoded((9, 50), "RGB", "webp")}
     path = write_tar(tmp_path / "x.tar", {**members, "c.png": encoded((16, 16), "L", "png")})
-    index_tars([str(path)], tmp_path / "set", "x", (1, 16, 16))
+    index_tars([str(path)], tmp_path / "set", "x", TarOptions((1, 16, 16)))
     shard = read_shard(load_manifest(str(tmp_path / "set")), 0)
     assert shard.images.shape == (3, 1, 16, 16)
     assert shard.images.min() >= 250
@@ -190,14 +192,14 @@ def test_a_set_is_read_over_http_and_its_gaps_are_reported(tmp_path: Path, folde
 def test_credentials_of_a_url_are_never_written_to_a_manifest(tmp_path: Path):
     for url in ("http://me:secret@127.0.0.1:9/a.tar", "http://127.0.0.1:9/a.tar?signature=secret"):
         with pytest.raises(DataError, match="its password or query would be readable") as error:
-            index_tars([url], tmp_path / "set", "x", None)
+            index_tars([url], tmp_path / "set", "x")
         assert "secret" not in str(error.value)
 
 
 def test_broken_samples_are_indexed_only_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = write_tar(tmp_path / "x.tar", {"a.png": png(), "b.png": b"no png", "c.png": png(value=9)})
     set_up_logging()
-    index_tars([str(path)], tmp_path / "set", "x", None, skip_broken=True)
+    index_tars([str(path)], tmp_path / "set", "x", TarOptions(skip_broken=True))
     output = capsys.readouterr()
     assert "warning: 1 samples cannot be decoded; train with data.on_error=skip" in output.err
     assert "1/1" in output.err  # tars, as progress
@@ -242,7 +244,7 @@ def test_a_manifest_without_factors_is_read(tmp_path: Path):
 def test_invalid_factors_are_reported(tmp_path: Path, content: bytes | None):
     members = {"x.png": png()} | ({} if content is None else {"x.factors.json": content})
     write_tar(tmp_path / "0.tar", members)
-    index_tars([str(tmp_path / "0.tar")], tmp_path, "broken", None)
+    index_tars([str(tmp_path / "0.tar")], tmp_path, "broken")
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"factors": {"a": 3, "b": 4}}))
     with pytest.raises(DataError, match=r"0\.tar, x\.factors\.json: not the values of a, b"):

@@ -1,15 +1,13 @@
 """Sources read the images that their files contain, or report which file is wrong."""
 
-import gzip
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from infogan_dist.data.sources import folder, mnist, mnist5k, read_idx, sprites
+from infogan_dist.data.sources import folder, mnist5k, sprites
 from infogan_dist.errors import DataError
 
 
@@ -23,44 +21,11 @@ def test_the_installed_digits_are_500_of_each():
     assert image.max() > 200
 
 
-def test_full_mnist_is_read_from_its_files():
-    folder = os.environ.get("INFOGAN_MNIST_DIR")
-    if folder is None:
-        pytest.skip("INFOGAN_MNIST_DIR names no folder of the four MNIST files")
-    for split, count, first in (("train", 60_000, [5, 0, 4, 1, 9]), ("test", 10_000, [7, 2, 1, 0, 4])):
-        source = mnist(Path(folder), split)
-        assert source.count == count
-        assert [source.read(i)[1] for i in range(5)] == first  # the first labels of the official files
-
-
-def idx(shape: tuple[int, ...], content: bytes) -> bytes:
-    """An IDX file of bytes."""
-    return bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape) + content
-
-
-@pytest.mark.parametrize("compress", [bytes, gzip.compress])
-def test_idx_files_are_read_gzipped_or_not(tmp_path: Path, compress):
-    (tmp_path / "x").write_bytes(compress(idx((2, 3), bytes(range(6)))))
-    assert read_idx(tmp_path / "x").tolist() == [[0, 1, 2], [3, 4, 5]]
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"hello", idx((2, 3), b"12345"), gzip.compress(b"x" * 99, mtime=0)[:20]]
-)
-def test_a_damaged_idx_file_is_reported(tmp_path: Path, content: bytes):
-    (tmp_path / "broken").write_bytes(content)
-    with pytest.raises(DataError, match="broken: not a complete IDX file"):
-        read_idx(tmp_path / "broken")
-
-
-def test_a_folder_without_the_files_is_reported(tmp_path: Path):
-    with pytest.raises(DataError, match="train-images"):
-        mnist(tmp_path, "train")
-
-
-def save_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> None:
+def save_image(
+    path: Path, size: tuple[int, int], mode: str = "RGB", colour: int | tuple[int, ...] = 0
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size).save(path)
+    Image.new(mode, size, colour).save(path)
 
 
 def test_class_folders_become_labels(tmp_path: Path):

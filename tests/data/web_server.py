@@ -27,6 +27,7 @@ class Fault:
         delay: seconds before the body.
         corrupt: whether a byte is altered.
         ignore_range: whether the complete file is sent.
+        announce: whether the length of the body is announced; else closing the connection ends it.
         headers, error: headers and body of a response that is not a success.
     """
 
@@ -38,6 +39,7 @@ class Fault:
     delay: float = 0.0
     corrupt: bool = False
     ignore_range: bool = False
+    announce: bool = True
     headers: dict[str, str] = field(default_factory=dict)
     error: bytes = b""
 
@@ -107,7 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if web.has_etags:
             self.send_header("ETag", etag)
-        self.send_header("Content-Length", str(len(body)))
+        if fault.announce:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         return self.send_body(body, fault)
 

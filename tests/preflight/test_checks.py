@@ -114,9 +114,9 @@ def test_a_disk_too_small_for_the_checkpoints_fails(run_module: Runner, tiny: Pa
 
 
 def test_shared_memory_too_small_for_the_workers_fails(tiny: Path, small_disk: Path):
-    # Each process has 2 shards of 30 images ready. With 8x8 + 9 bytes per image these are 4,380 bytes, so 14
-    # processes fit in 64 KiB.
-    for processes, level in ((14, OK), (15, FAIL)):
+    # Each process has 2 shards of 30 images ready and one in use. With 8x8 + 9 bytes per image these are
+    # 6,570 bytes, so 9 processes fit in 64 KiB.
+    for processes, level in ((9, OK), (10, FAIL)):
         context = run_context(tiny, "data.workers=1", processes_here=processes)
         (finding,) = data.check_shared_memory(context, small_disk)
         assert finding.level == level
@@ -132,9 +132,23 @@ def test_a_cache_larger_than_the_memory_is_warned_of(tiny: Path, tmp_path: Path)
         limit_file.write_text(limit)
         (finding,) = data.check_memory(run_context(tiny), limit_file)
         assert finding.level == level
-    limit_file.write_text("21899")
-    (finding,) = data.check_memory(run_context(tiny, "data.cache_mib=0"), limit_file)
-    assert finding.level == OK
+
+
+@pytest.mark.parametrize(("workers", "shards"), [(0, 8), (1, 11)])
+def test_without_a_cache_the_shard_of_each_lane_takes_memory(
+    tiny: Path, tmp_path: Path, workers: int, shards: int
+):
+    # A decoded shard of 30 images takes 2,190 bytes. A worker has two ready and one in use.
+    limit_file = tmp_path / "memory.max"
+    for spare, level in ((1, OK), (-1, WARN)):
+        limit_file.write_text(str(round(shards * 2_190 / 0.8) + spare))
+        context = run_context(tiny, "data.cache_mib=0", f"data.workers={workers}")
+        (finding,) = data.check_memory(context, limit_file)
+        assert finding.level == level
+        assert f"in {shards} shard(s) that are being read" in finding.message
+    assert finding.remedy == "create the set with more shards"
+    context.place = ProcessPlace(rank=0, world=2, local_rank=0, local_world=1)  # with half of the lanes
+    assert [finding.level for finding in data.check_memory(context, limit_file)] == [OK]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -270,3 +271,17 @@ def test_credentials_in_a_url_do_not_reach_w_and_b(monkeypatch: pytest.MonkeyPat
     tracking.open_trackers(accelerator, config, tmp_path)
     assert sent["data.shards"] == "https://host/set"
     assert "secret" not in str(sent)
+
+
+def test_credentials_on_the_command_line_do_not_reach_w_and_b(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    words = ["data.shards=https://me:secret@host/set?key=secret", "train.steps=3"]
+    monkeypatch.setattr(sys, "argv", ["train", "configs/mnist5k.yaml", *words])
+    mirror = tracking.WandbMirror(tmp_path, TrackingConfig(wandb_mode="offline"))
+    accelerator: Any = SimpleNamespace(is_main_process=True, init_trackers=lambda *_, **__: mirror.start())
+    tracking.open_trackers(accelerator, read_config(["configs/mnist5k.yaml", *words]), tmp_path)
+    mirror.finish()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(b"https://host/set" in path.read_bytes() for path in files if path.suffix == ".wandb")
+    assert [path.name for path in files if b"secret" in path.read_bytes()] == []
