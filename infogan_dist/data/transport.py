@@ -26,7 +26,8 @@ TIMEOUT_S = 30.0  # without a byte, after which a request fails
 MIN_RATE = 1000  # bytes/s over TIMEOUT_S; a slower response fails as if it had stopped
 CHUNK_BYTES = 1 << 16
 PORTS = {"http": 80, "https": 443}
-UNKNOWN_HOST = (socket.EAI_NONAME, socket.EAI_NODATA)  # other errors of name servers may be temporary
+# Other errors of name servers may be temporary. Not every C library has EAI_NODATA.
+UNKNOWN_HOST = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 ERROR_BODY_BYTES = 1 << 12  # of an error response, of which S3's error code is read
 
 
@@ -183,7 +184,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         old, new = urlsplit(req.full_url), urlsplit(newurl)
         if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
             reason = f"the server redirects to {redact_url(newurl)}, which is not encrypted"
-            raise DataError(f"{redact_url(req.full_url)}: {reason}; check the URL")
+            raise NetworkError(f"{redact_url(req.full_url)}: {reason}; check the URL")
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         authorization = req.get_header("Authorization")
         if request and authorization and _is_same_server(old, new):
@@ -193,9 +194,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 def _is_same_server(old: SplitResult, new: SplitResult) -> bool:
     """Return whether a redirect stays on a server, also where it leads from http to https."""
-    ports = [parts.port or PORTS[parts.scheme] for parts in (old, new)]
-    is_upgrade = ports == [PORTS["http"], PORTS["https"]]
-    return old.hostname == new.hostname and (is_upgrade or (old.scheme, ports[0]) == (new.scheme, ports[1]))
+    places = [(parts.scheme, parts.port or PORTS[parts.scheme]) for parts in (old, new)]
+    is_upgrade = places == [*PORTS.items()]
+    return old.hostname == new.hostname and (is_upgrade or places[0] == places[1])
 
 
 def _handlers(url: str) -> list[urllib.request.BaseHandler]:

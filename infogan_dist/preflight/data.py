@@ -127,10 +127,11 @@ def check_memory(context: PreflightContext, limit_file: Path = MEMORY_LIMIT) -> 
     device, processes = process_device(context.place), context.place.local_world
     total, remedy = manifest.samples * manifest.decoded_sample_bytes, "set data.device=host"
     held, shards, verb = total, _prefetched_shards(context), "hold"
+    streaming = shards + settings.lanes // context.place.world
     if not should_hold_images(settings.device, manifest, device):
         held, verb, remedy = min(total, settings.cache_mib * 2**20), "cache up to", ""
         if held < total:  # Besides the cache, each lane holds the shard that it is reading.
-            shards += settings.lanes // context.place.world
+            shards = streaming
     elif device.type == "cuda":
         if context.place.is_first:
             on_gpu = manifest.samples * math.prod(manifest.image_shape)  # Labels stay on the host.
@@ -144,11 +145,10 @@ def check_memory(context: PreflightContext, limit_file: Path = MEMORY_LIMIT) -> 
         f"{processes} process(es) {verb} {format_bytes(held)} of images each, and {format_bytes(reading)} "
         f"in {shards} shard(s) that are being read; the memory is {format_bytes(memory)}"
     )
-    left = MAX_CACHE_SHARE * memory / processes - reading
-    if held > left:
-        smaller = (
-            f"set data.cache_mib={int(left / 2**20)}" if left >= 0 else "create the set with more shards"
-        )
+    available = MAX_CACHE_SHARE * memory / processes
+    if held + reading > available:
+        fitting = int((available - streaming * _largest_shard(manifest)) // 2**20)
+        smaller = f"set data.cache_mib={fitting}" if fitting >= 0 else "create the set with more shards"
         yield Finding(WARN, message, remedy or smaller)
     elif context.place.is_first:
         yield Finding(OK, message)

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -261,12 +262,27 @@ def test_user_and_password_are_sent_to_their_server_and_no_other(web: WebServer)
     assert (second, third) == (first, None)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "is_same"),
+    [
+        ("http://h/a", "http://H:80/b", True),
+        ("http://h/a", "https://h/b", True),
+        ("http://h/a", "http://h:443/b", False),
+        ("http://h/a", "http://h:8000/b", False),
+        ("http://h:8000/a", "https://h/b", False),
+        ("https://h/a", "https://h.other/b", False),
+    ],
+)
+def test_a_server_is_its_host_and_port(old: str, new: str, is_same: bool):
+    assert transport._is_same_server(urlsplit(old), urlsplit(new)) == is_same
+
+
 def test_a_redirect_from_https_to_http_is_refused(
     web: WebServer, https_web: WebServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     https_web.faults = [Fault(status=302, headers={"Location": f"{web.url}/b/x.tar?sign=secret"})]
-    with pytest.raises(DataError, match=r"redirects to http://.*/b/x\.tar, which is not encrypted"):
+    with pytest.raises(NetworkError, match=r"redirects to http://.*/b/x\.tar, which is not encrypted"):
         Store().read(f"{https_web.url}/b/x.tar")
     assert web.requests == []
     web.faults = [Fault(status=302, headers={"Location": f"{https_web.url}/b/x.tar"})]
