@@ -4,15 +4,12 @@ import argparse
 from pathlib import Path
 
 from infogan_dist.console import exit_on_user_error, set_up_logging
-from infogan_dist.data.class_names import check_label_file
-from infogan_dist.data.dataset import MapDataset, dataset_source
-from infogan_dist.data.existing import create_index, create_source_set
-from infogan_dist.data.images import IMAGE_TYPES, has_image
-from infogan_dist.data.reshard import tar_source
-from infogan_dist.data.selection import HOLDOUT_SUFFIX, SELECTION_OPTIONS, hold_out, select, selection
-from infogan_dist.data.shards import Manifest
-from infogan_dist.data.source import Source, read_class_names
-from infogan_dist.data.sources import (
+from infogan_dist.creation.dataset import MapDataset, dataset_source
+from infogan_dist.creation.existing import create_index, create_source_set
+from infogan_dist.creation.reshard import tar_source
+from infogan_dist.creation.selection import HOLDOUT_SUFFIX, SELECTION_OPTIONS, hold_out, select, selection
+from infogan_dist.creation.source import Source, read_class_names
+from infogan_dist.creation.sources import (
     BACKGROUND_OPTION,
     IMAGE_OPTIONS,
     SOURCES,
@@ -20,8 +17,11 @@ from infogan_dist.data.sources import (
     image_background,
     image_shape,
 )
-from infogan_dist.data.tar_index import TarOptions
-from infogan_dist.data.write import num_shards
+from infogan_dist.creation.tar_index import TarOptions
+from infogan_dist.creation.write import num_shards
+from infogan_dist.data.class_names import check_label_file
+from infogan_dist.data.images import IMAGE_TYPES, has_image
+from infogan_dist.data.shards import Manifest
 from infogan_dist.errors import ConfigError
 
 ShardSet = tuple[Path, Manifest, bool]  # folder, manifest, whether the set is new

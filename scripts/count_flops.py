@@ -25,9 +25,9 @@ from torch.utils.flop_counter import flop_registry
 from infogan_dist.config.load import read_config
 from infogan_dist.config.schema import Config
 from infogan_dist.console import exit_on_user_error, set_up_logging
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data.loader import Batch
-from infogan_dist.data.sources import Source
-from infogan_dist.data.write import write_shard_set
 from infogan_dist.training.clustering import FEATURE_COMPONENTS, LAST_REBUILD, PIXEL_COMPONENTS
 from infogan_dist.training.run import Run
 

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from infogan_dist import rng
 from infogan_dist.console import exit_on_user_error, set_up_logging
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.sources import mnist
 from infogan_dist.data.images import to_float
-from infogan_dist.data.sources import Source, mnist
 from infogan_dist.files import atomic_write, report_unwritable
 from infogan_dist.scores.features import FeatureNet
 

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from infogan_dist.console import PACKAGE_LOGGER
-from infogan_dist.data.sources import Source, mnist5k
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.creation.sources import Source, mnist5k
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.errors import EXIT_STOPPED
 
 CONTEXT = multiprocessing.get_context("forkserver")

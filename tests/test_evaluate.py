@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.scores.disentanglement import disentanglement
 from infogan_dist.scores.distributed_map import serial_map
 from infogan_dist.scores.output import code_origin, command_line

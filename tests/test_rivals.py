@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infogan_dist.data.sources import Source
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.write import write_shard_set
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "scripts" / "rivals" / "compare.py"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.errors import EXIT_STOPPED, ConfigError
 from infogan_dist.scorecard import parse_seeds
 from tests.conftest import ROOT, Runner, Started, images_source, line_of

@@ -17,10 +17,10 @@ from torch import nn
 
 from infogan_dist.config.load import read_config
 from infogan_dist.config.schema import DataConfig
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data import shard_dataset
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.shards import DecodedShard, Manifest, read_shard
-from infogan_dist.data.write import write_shard_set
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_networks
 from tests.conftest import ROOT, images_source, number_of

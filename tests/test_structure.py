@@ -16,7 +16,8 @@ PACKAGES = {
     "scores": "scores of a trained model",
     "runtime": "processes, devices, checkpoints, logs, pictures: needed by a run, unrelated to InfoGAN",
     "model": "codes, networks, losses: the paper, as functions of tensors",
-    "data": "reading, ordering and writing images",
+    "creation": "where images come from, and shard sets of them",
+    "data": "reading and ordering images",
     "config": "keys of the configuration, and what is refused",
     "console": "messages and progress on stderr",
     "files": "writing files",
@@ -44,10 +45,13 @@ MODULES = {
         "device", "batch_norm",
     ),
     "model": ("clustering", "views", "losses", "networks", "layers", "latents", "codes"),
-    "data": (
+    "creation": (
         "existing", "reshard", "index", "tar_index", "sortedness", "write", "encode", "shard_folder",
         "selection", "sources", "idx", "arrays", "cifar", "parquet", "dataset", "source", "folder",
-        "problems", "neighbours", "finite", "resident", "loader", "shard_dataset", "transfer", "augment",
+        "problems",
+    ),
+    "data": (
+        "neighbours", "finite", "resident", "loader", "shard_dataset", "transfer", "augment",
         "order", "shards", "class_names", "tars", "manifest_fields", "images", "fetch", "filesystems",
         "transport", "hub", "s3", "cache", "urls",
     ),

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from infogan_dist.data.sources import Source
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.launcher import launch_command
 
 TRAINEE = Path(__file__).with_name("trainee.py")

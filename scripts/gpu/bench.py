@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from infogan_dist.data.sources import Source
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.errors import ConfigError
 from infogan_dist.launcher import launch_command
 from infogan_dist.runtime import checkpoint

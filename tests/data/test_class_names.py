@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from infogan_dist.creation.index import index_tars
+from infogan_dist.creation.tar_index import TarOptions
 from infogan_dist.data.class_names import check_label_file, class_name
-from infogan_dist.data.index import index_tars
 from infogan_dist.data.shards import Manifest, load_manifest, read_shard
-from infogan_dist.data.tar_index import TarOptions
 from infogan_dist.errors import ConfigError, DataError
 from infogan_dist.make_shards import main
-from tests.data.test_index import error_line, png, write
+from tests.creation.test_index import error_line, png, write
 
 CLASSES = ["b10", "b9", None, "a", "b10"]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data import finite
 from infogan_dist.data.fetch import Store
 from infogan_dist.data.finite import FiniteDataset
 from infogan_dist.data.shards import load_manifest, read_shard
-from infogan_dist.data.write import write_shard_set
 from tests.conftest import images_source, number_of
 
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infogan_dist.console import set_up_logging
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data import fetch, shard_dataset
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.order import Order
 from infogan_dist.data.shards import load_manifest, read_shard
-from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import DataError
 from tests.conftest import images_source, number_of
 from tests.data.conftest import numbered_set

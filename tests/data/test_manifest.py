@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data import shards
 from infogan_dist.data.shards import load_manifest, read_shard
-from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import DataError
 from tests.conftest import images_source
 from tests.data.web_server import WebServer

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from infogan_dist.console import set_up_logging
+from infogan_dist.creation.index import index_tars
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.tar_index import TarOptions
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data import fetch
 from infogan_dist.data.images import encode_png
-from infogan_dist.data.index import index_tars
 from infogan_dist.data.shards import load_manifest, read_shard
-from infogan_dist.data.sources import Source
-from infogan_dist.data.tar_index import TarOptions
-from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import DataError
 from tests.conftest import images_source, number_of
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from infogan_dist.data.folder import FORMATS, open_folder
+from infogan_dist.creation.folder import FORMATS, open_folder
+from infogan_dist.creation.index import index_tars
+from infogan_dist.creation.tar_index import TarIndex, TarOptions
 from infogan_dist.data.images import read_image
-from infogan_dist.data.index import index_tars
 from infogan_dist.data.shards import read_shard
-from infogan_dist.data.tar_index import TarIndex, TarOptions
 from infogan_dist.errors import DataError
 from tests.data.test_tars import tar_of
 

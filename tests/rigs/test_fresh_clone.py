@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infogan_dist.data.sources import mnist5k
+from infogan_dist.creation.sources import mnist5k
 from tests.conftest import ROOT, environment
 
 pytestmark = pytest.mark.rig

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from infogan_dist.data.sources import mnist
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.creation.sources import mnist
+from infogan_dist.creation.write import write_shard_set
 from tests.conftest import Runner, environment, read_metrics, same_weights, weights
 from tests.rigs.processes import wait_until
 from tests.test_train import largest_difference

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.creation.write import write_shard_set
 from tests.conftest import ROOT, TINY, Started, images_source, read_metrics
 from tests.rigs.test_launchers import TORCHRUN, launch, output_of
 from tests.training.steps import NORMED

@@ -10,9 +10,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from infogan_dist.config.load import read_config
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data.shards import load_manifest
-from infogan_dist.data.sources import Source
-from infogan_dist.data.write import write_shard_set
 from infogan_dist.model.latents import LatentSpec
 from infogan_dist.model.networks import build_networks
 from infogan_dist.rng import permutation

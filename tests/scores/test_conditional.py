@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from infogan_dist.config.schema import ScoresConfig
-from infogan_dist.data.sources import Source
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.scores import classifier
 from infogan_dist.scores import conditional as module
 from infogan_dist.scores.classifier import WIDTH, convolution_features, fit_and_predict

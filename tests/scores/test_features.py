@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from infogan_dist.creation.sources import MNIST_FILES, mnist, mnist5k
 from infogan_dist.data.shards import load_manifest, read_shard
-from infogan_dist.data.sources import MNIST_FILES, mnist, mnist5k
 from infogan_dist.errors import ConfigError
 from infogan_dist.scores.features import DIGITS, FeatureNet, load_features
 from tests.conftest import ROOT

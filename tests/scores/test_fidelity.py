@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.linalg import sqrtm
 from torch import nn
 
+from infogan_dist.creation.sources import Source, mnist5k
 from infogan_dist.data.images import to_float
-from infogan_dist.data.sources import Source, mnist5k
 from infogan_dist.errors import ConfigError
 from infogan_dist.scores import fidelity
 from infogan_dist.scores.distributed_map import DistributedMap, serial_map

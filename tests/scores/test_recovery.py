@@ -10,8 +10,8 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 
-from infogan_dist.data.sources import Source
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.scores import matching
 from infogan_dist.scores.intervals import wilson_interval
 from infogan_dist.scores.matching import (

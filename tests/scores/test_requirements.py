@@ -8,9 +8,9 @@ import pytest
 
 from infogan_dist.config import schema
 from infogan_dist.config.load import read_config
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data.shards import Manifest, load_manifest
-from infogan_dist.data.sources import Source
-from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import ConfigError
 from infogan_dist.scores.evaluation import evaluate
 from infogan_dist.scores.requirements import REQUIREMENTS, check_scores

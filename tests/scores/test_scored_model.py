@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data.fetch import Store
 from infogan_dist.data.finite import CHUNK_SIZE, FiniteDataset
 from infogan_dist.data.shards import load_manifest, read_shard
-from infogan_dist.data.sources import Source
-from infogan_dist.data.write import write_shard_set
 from infogan_dist.scores import scored_model
 from infogan_dist.scores.information import information
 from tests.conftest import images_source, number_of

@@ -7,8 +7,8 @@ import pytest
 
 from infogan_dist.config.load import read_config
 from infogan_dist.config.schema import Config
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data.shards import Manifest
-from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import EXIT_STOPPED, ConfigError
 from infogan_dist.scores.card import Record, seed_record
 from infogan_dist.scores.command_runner import CommandFailedError, CommandRunner

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infogan_dist.data.sources import Source
-from infogan_dist.data.write import write_shard_set
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.inference import load_model
 from tests.conftest import Runner, line_of, read_metrics
 from tests.training.steps import CLUSTERED

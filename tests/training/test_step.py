@@ -192,10 +192,9 @@ def test_running_statistics_of_the_average_are_those_of_what_it_generates(create
     dense, unflatten, norm = ema.layers[:3]
     vectors = spec.sample(train_step.config.seed, "statistics", 0, 2048, torch.float64).vector
     batches = unflatten(dense(vectors)).detach().chunk(8)
-    exact = {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(norm.running_mean, torch.cat(batches).mean((0, 2, 3)), **exact)
+    torch.testing.assert_close(norm.running_mean, torch.cat(batches).mean((0, 2, 3)), rtol=1e-12, atol=1e-12)
     variances = [batch.transpose(0, 1).flatten(1).var(1) for batch in batches]
-    torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0), **exact)
+    torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0), rtol=1e-12, atol=1e-12)
     assert not ema.training
     first = {k: v.clone() for k, v in ema.state_dict().items()}
     train_step.set_average_statistics()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from infogan_dist.data import write
-from infogan_dist.data.dataset import dataset_source
+from infogan_dist.creation import write
+from infogan_dist.creation.dataset import dataset_source
 from infogan_dist.data.shards import load_manifest, read_shard
 from infogan_dist.errors import DataError
 from infogan_dist.make_shards import make_shards

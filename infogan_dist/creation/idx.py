@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infogan_dist.data.source import Source, array_source, read_class_names
+from infogan_dist.creation.source import Source, array_source, read_class_names
 from infogan_dist.errors import DataError
 
 DIGITS = [str(d) for d in range(10)]

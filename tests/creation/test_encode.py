@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infogan_dist.creation.sources import folder
 from infogan_dist.data.shards import load_manifest, read_shard
-from infogan_dist.data.sources import folder
 from infogan_dist.make_shards import main
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from infogan_dist.data.arrays import IMAGES, LABELS, npz
-from infogan_dist.data.cifar import cifar10
-from infogan_dist.data.folder import open_folder
-from infogan_dist.data.idx import CLASS_NAMES, DIGITS, MNIST_FILES, idx, mnist
-from infogan_dist.data.parquet import parquet
-from infogan_dist.data.source import Options, Source, SourceEntry, array_source, read_class_names
+from infogan_dist.creation.arrays import IMAGES, LABELS, npz
+from infogan_dist.creation.cifar import cifar10
+from infogan_dist.creation.folder import open_folder
+from infogan_dist.creation.idx import CLASS_NAMES, DIGITS, MNIST_FILES, idx, mnist
+from infogan_dist.creation.parquet import parquet
+from infogan_dist.creation.source import Options, Source, SourceEntry, array_source, read_class_names
 from infogan_dist.errors import ConfigError, DataError
 
 # Corners of the sprites' shapes, at a distance of at most 1 from their centre.

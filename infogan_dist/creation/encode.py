@@ -19,9 +19,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
+from infogan_dist.creation.source import Source
 from infogan_dist.data.images import decode_image, encode_png
 from infogan_dist.data.shards import FACTORS_TYPE, LABEL_TYPE, NO_LABEL
-from infogan_dist.data.source import Source
 from infogan_dist.errors import DataError
 
 PARALLEL_S = 2.0  # Less work than this is done by one process: starting others takes about as long.

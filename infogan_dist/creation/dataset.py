@@ -6,9 +6,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from infogan_dist.creation.source import Source, channels_first, numbered_names, require_shape
 from infogan_dist.data.images import as_array
 from infogan_dist.data.shards import NO_LABEL
-from infogan_dist.data.source import Source, channels_first, numbered_names, require_shape
 from infogan_dist.errors import DataError
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from infogan_dist.creation.source import Options, Source, read_class_names
 from infogan_dist.data.shards import NO_LABEL
-from infogan_dist.data.source import Options, Source, read_class_names
 from infogan_dist.errors import ConfigError
 
 # `selection` reads all but the last.

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infogan_dist.data.folder import FORMATS
+from infogan_dist.creation.folder import FORMATS
+from infogan_dist.creation.sources import folder
 from infogan_dist.data.shards import load_manifest, read_shard
-from infogan_dist.data.sources import folder
 from infogan_dist.errors import DataError
 from infogan_dist.make_shards import main
-from tests.data.test_index import error_line
+from tests.creation.test_index import error_line
 
 
 def save(path: Path, value: int = 7, size: tuple[int, int] = (8, 8), mode: str = "L") -> None:
@@ -115,6 +115,6 @@ def test_the_first_page_is_read_and_reported_once(tmp_path: Path, caplog: pytest
 
 def test_the_formats_are_those_of_the_endings():
     endings = Image.registered_extensions()
-    from infogan_dist.data.folder import IMAGE_ENDINGS
+    from infogan_dist.creation.folder import IMAGE_ENDINGS
 
     assert {endings[ending] for ending in IMAGE_ENDINGS} == set(FORMATS)

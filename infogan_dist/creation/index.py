@@ -9,11 +9,11 @@ import braceexpand
 import numpy as np
 
 from infogan_dist.console import progress
+from infogan_dist.creation.shard_folder import locked
+from infogan_dist.creation.sortedness import sorted_warning
+from infogan_dist.creation.tar_index import TarIndex, TarOptions
 from infogan_dist.credentials import redact_url
-from infogan_dist.data.shard_folder import locked
 from infogan_dist.data.shards import Manifest, Shard, write_manifest
-from infogan_dist.data.sortedness import sorted_warning
-from infogan_dist.data.tar_index import TarIndex, TarOptions
 from infogan_dist.data.urls import is_remote, local_path
 from infogan_dist.errors import DataError
 

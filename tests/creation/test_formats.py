@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infogan_dist.data.arrays import npz
-from infogan_dist.data.cifar import cifar10
-from infogan_dist.data.encode import encode_samples
-from infogan_dist.data.parquet import parquet
+from infogan_dist.creation.arrays import npz
+from infogan_dist.creation.cifar import cifar10
+from infogan_dist.creation.encode import encode_samples
+from infogan_dist.creation.parquet import parquet
+from infogan_dist.creation.source import Source
 from infogan_dist.data.shards import Manifest, load_manifest, read_shard
-from infogan_dist.data.source import Source
 from infogan_dist.errors import DataError
 from infogan_dist.make_shards import main
 

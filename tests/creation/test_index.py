@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infogan_dist.creation.index import index_tars
+from infogan_dist.creation.tar_index import TarOptions
 from infogan_dist.data.images import encode_png
-from infogan_dist.data.index import index_tars
 from infogan_dist.data.shards import load_manifest, read_shard
-from infogan_dist.data.tar_index import TarOptions
 from infogan_dist.errors import DataError
 from infogan_dist.make_shards import main
 from tests.data.test_tars import six, tar_of

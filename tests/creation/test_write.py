@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infogan_dist.data import shard_folder, write
-from infogan_dist.data.encode import encode_chunks, encode_samples
-from infogan_dist.data.index import index_tars
+from infogan_dist.creation import shard_folder, write
+from infogan_dist.creation.encode import encode_chunks, encode_samples
+from infogan_dist.creation.index import index_tars
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data.shards import load_manifest, read_shard
-from infogan_dist.data.source import Source
-from infogan_dist.data.write import write_shard_set
 from infogan_dist.errors import DataError
 from tests.conftest import ROOT, environment, images_source
 
@@ -230,8 +230,8 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from infogan_dist.data import write
-from infogan_dist.data.source import Source
+from infogan_dist.creation import write
+from infogan_dist.creation.source import Source
 write.usable_processes = lambda seconds: 2
 def read(i):
     time.sleep(0.05)

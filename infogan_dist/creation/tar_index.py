@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
+from infogan_dist.creation.folder import natural_key
+from infogan_dist.creation.problems import Problems
 from infogan_dist.data.class_names import class_name
 from infogan_dist.data.fetch import NetworkError, Store
-from infogan_dist.data.folder import natural_key
 from infogan_dist.data.images import TAR_FORMATS, decode_image, has_image, image_ending, is_animated
-from infogan_dist.data.problems import Problems
 from infogan_dist.data.shards import MAX_CLASSES, NO_LABEL, decode_class_name, decode_label
 from infogan_dist.data.tars import TarReader, TarSample, uncompressed
 from infogan_dist.data.urls import is_remote

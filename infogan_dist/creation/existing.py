@@ -4,14 +4,14 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from infogan_dist.creation.folder import natural_key
+from infogan_dist.creation.index import expand, index_tars
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.tar_index import TarOptions
+from infogan_dist.creation.write import JPEG_ENCODING, num_shards, source_origin, write_shard_set
 from infogan_dist.credentials import redact_url
-from infogan_dist.data.folder import natural_key
-from infogan_dist.data.index import expand, index_tars
 from infogan_dist.data.shards import MANIFEST, Manifest, load_manifest, resolve
-from infogan_dist.data.source import Source
-from infogan_dist.data.tar_index import TarOptions
 from infogan_dist.data.urls import is_remote
-from infogan_dist.data.write import JPEG_ENCODING, num_shards, source_origin, write_shard_set
 from infogan_dist.errors import DataError
 
 MAX_NAMED = 10  # items of a list in a message

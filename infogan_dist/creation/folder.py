@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from infogan_dist.console import progress
+from infogan_dist.creation.problems import Problems
 from infogan_dist.data.images import TAR_FORMATS, is_animated, read_image, size_options
-from infogan_dist.data.problems import Problems
 from infogan_dist.data.shards import NO_LABEL
 from infogan_dist.errors import DataError
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infogan_dist.data.folder import FORMATS, natural_key
+from infogan_dist.creation.folder import FORMATS, natural_key
+from infogan_dist.creation.source import Source, numbered_names, require_shape
 from infogan_dist.data.images import read_image
 from infogan_dist.data.shards import NO_LABEL
-from infogan_dist.data.source import Source, numbered_names, require_shape
 from infogan_dist.errors import DataError
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infogan_dist.data.selection import Selection, hold_out, select
+from infogan_dist.creation.selection import Selection, hold_out, select
+from infogan_dist.creation.source import Source
 from infogan_dist.data.shards import Manifest, load_manifest, read_shard
-from infogan_dist.data.source import Source
 from infogan_dist.errors import ConfigError
 from infogan_dist.make_shards import main
-from tests.data.test_sources import save_image
+from tests.creation.test_sources import save_image
 
 
 def keyed_source(keys: Sequence[int], labelled: bool = True) -> Source:

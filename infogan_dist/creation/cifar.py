@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from infogan_dist.data.source import Source, array_source
+from infogan_dist.creation.source import Source, array_source
 from infogan_dist.errors import DataError
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

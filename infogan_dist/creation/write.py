@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from infogan_dist.console import progress
-from infogan_dist.data.encode import encode_chunks, end_of_tar, seconds_per_sample, usable_processes
-from infogan_dist.data.shard_folder import fill_folder
+from infogan_dist.creation.encode import encode_chunks, end_of_tar, seconds_per_sample, usable_processes
+from infogan_dist.creation.shard_folder import fill_folder
+from infogan_dist.creation.source import Source
 from infogan_dist.data.shards import Manifest, Shard
-from infogan_dist.data.source import Source
 from infogan_dist.errors import DataError
 from infogan_dist.rng import permutation
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from infogan_dist import make_shards
-from infogan_dist.data import sources
-from infogan_dist.data.existing import source_differences
-from infogan_dist.data.selection import SELECTION_OPTIONS
+from infogan_dist.creation import sources
+from infogan_dist.creation.existing import source_differences
+from infogan_dist.creation.selection import SELECTION_OPTIONS
+from infogan_dist.creation.sources import BACKGROUND_OPTION, IMAGE_OPTIONS, SOURCES, Source, SourceEntry
+from infogan_dist.creation.tar_index import TarOptions
+from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data.shards import load_manifest
-from infogan_dist.data.sources import BACKGROUND_OPTION, IMAGE_OPTIONS, SOURCES, Source, SourceEntry
-from infogan_dist.data.tar_index import TarOptions
-from infogan_dist.data.write import write_shard_set
 from infogan_dist.make_shards import build_parser, main
 from tests.conftest import images_source
-from tests.data.test_sources import save_image
+from tests.creation.test_sources import save_image
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:

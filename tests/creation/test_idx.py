@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infogan_dist.data.idx import idx as idx_source
-from infogan_dist.data.idx import mnist, read_idx
+from infogan_dist.creation.idx import idx as idx_source
+from infogan_dist.creation.idx import mnist, read_idx
 from infogan_dist.data.shards import load_manifest, read_shard
 from infogan_dist.errors import DataError
 from infogan_dist.make_shards import main

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infogan_dist.creation.index import index_tars
+from infogan_dist.creation.sortedness import sorted_warning
 from infogan_dist.data.images import encode_png
-from infogan_dist.data.index import index_tars
 from infogan_dist.data.loader import Loader
 from infogan_dist.data.order import Order
 from infogan_dist.data.shards import Manifest, load_manifest, read_shard
-from infogan_dist.data.sortedness import sorted_warning
 from infogan_dist.make_shards import main
-from tests.data.test_index import error_line
+from tests.creation.test_index import error_line
 from tests.data.test_tars import tar_of
 
 CLASSES, LANES, BATCH = 10, 8, 128

@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from infogan_dist.creation.index import scan_tars
+from infogan_dist.creation.source import Source
+from infogan_dist.creation.tar_index import IndexedTar, TarIndex, TarOptions, open_tar
 from infogan_dist.data.images import TAR_FORMATS, read_image
-from infogan_dist.data.index import scan_tars
-from infogan_dist.data.source import Source
-from infogan_dist.data.tar_index import IndexedTar, TarIndex, TarOptions, open_tar
 from infogan_dist.data.tars import uncompressed
 from infogan_dist.data.urls import is_remote
 from infogan_dist.errors import DataError

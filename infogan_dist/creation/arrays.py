@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infogan_dist.data.source import Source, array_source, channels_first
+from infogan_dist.creation.source import Source, array_source, channels_first
 from infogan_dist.errors import DataError
 
 IMAGES, LABELS = "images", "labels"  # default names of the arrays

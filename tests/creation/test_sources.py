@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infogan_dist.data.sources import folder, mnist5k, sprites
+from infogan_dist.creation.sources import folder, mnist5k, sprites
 from infogan_dist.errors import DataError
 
 
