@@ -1,6 +1,7 @@
 """Reading, writing and comparing configs: the only place that decides which keys a resumed run may change."""
 
 import dataclasses
+import os
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from omegaconf.errors import (
 from infogan_dist.config.codes import CODE_CONFIGS, CodeConfig
 from infogan_dist.config.fields import Effect
 from infogan_dist.config.help import unknown_key_message
+from infogan_dist.config.overrides import normalised, parse_override, redacted, yaml_problem
 from infogan_dist.config.schema import Config
 from infogan_dist.config.validate import validate
 from infogan_dist.credentials import redact_argument, redact_text, redact_url
@@ -119,55 +121,16 @@ def _read_yaml(name: str) -> Any:
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: not readable as YAML: {_yaml_problem(error)}") from None
+        raise ConfigError(f"{name}: not readable as YAML: {yaml_problem(error)}") from None
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{name}: must contain `key: value` lines, not a {type(content).__name__}")
-    return _nulls(content or {})
+    return normalised(content or {})
 
 
 def _overridden(merged: Any, overrides: Iterable[str]) -> Any:
     for override in overrides:
-        merged = _merge(merged, _parse_override(override), override)
+        merged = _merge(merged, parse_override(override), override)
     return merged
-
-
-def _parse_override(text: str) -> Any:
-    key, _, value = text.partition("=")
-    key = key.removeprefix("--").strip()  # W&B passes --key=value where a sweep uses ${args}
-    if not key or any(not part for part in key.split(".")):
-        raise ConfigError(f"{redact_argument(text)}: an override is key=value, such as train.steps=20000")
-    try:
-        tree = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={value}"]))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        problem = _redacted(_yaml_problem(error), value)
-        raise ConfigError(f"{redact_argument(text)}: value not readable as YAML: {problem}") from None
-    return _nulls(tree)
-
-
-def _yaml_problem(error: Exception) -> str:
-    """Return what is wrong, and where, without the excerpt, which may contain part of a password."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return str(error).splitlines()[0]
-    mark = error.problem_mark
-    return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
-
-
-def _redacted(message: str, node: Any) -> str:
-    """Return a message, which may quote values of a tree, without the credentials in their URLs."""
-    if isinstance(node, (dict, list)):
-        for child in node.values() if isinstance(node, dict) else node:
-            message = _redacted(message, child)
-        return message
-    return message.replace(node, redact_url(node)) if isinstance(node, str) and node else message
-
-
-def _nulls(node: Any) -> Any:
-    """Replace the word None by null: W&B's agent formats null so."""
-    if isinstance(node, dict):
-        return {k: _nulls(v) for k, v in node.items()}
-    if isinstance(node, list):
-        return [_nulls(v) for v in node]
-    return None if node == "None" else node
 
 
 def _merge(base: Any, tree: Any, where: str) -> Any:
@@ -179,7 +142,7 @@ def _merge(base: Any, tree: Any, where: str) -> Any:
         raise ConfigError(f"{redact_argument(where)}: {message}") from None
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        problem = _redacted((error.msg or str(error)).splitlines()[0], tree)
+        problem = redacted((error.msg or str(error)).splitlines()[0], tree)
         raise ConfigError(f"{redact_argument(where)}: {key}{problem}") from None
 
 
@@ -195,9 +158,24 @@ def _checked(merged: Any) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(config, Config)
+    _expand_paths(config)
     config.codes = {name: _of_its_kind(code) for name, code in config.codes.items() if code is not None}
     validate(config)
     return config
+
+
+def _expand_paths(config: Config) -> None:
+    """Replace `~` by the user's home, which a shell does not do after `key=`; shards are URLs or paths."""
+    data, train, scores = config.data, config.train, config.scores
+    for section, name in (
+        (config, "run"),
+        (data, "disk_cache"),
+        (train, "init_from"),
+        (scores, "features"),
+    ):
+        path = getattr(section, name)
+        if path is not None:
+            setattr(section, name, os.path.expanduser(path))
 
 
 def _of_its_kind(code: CodeConfig) -> CodeConfig:

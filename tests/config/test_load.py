@@ -44,6 +44,18 @@ def test_later_files_win_over_earlier_and_overrides_over_files(tmp_path: Path):
         ("optim.generator.lr=1e-4", "optim.generator.lr", 1e-4),
         ("codes.style.sigma=0.5", "codes.style.sigma", 0.5),
         ("tracking.name=a=b", "tracking.name", "a=b"),
+        ("tracking.name=12:30:00", "tracking.name", "12:30:00"),
+        ("tracking.group=007", "tracking.group", "007"),
+        ("tracking.notes=fix #3", "tracking.notes", "fix #3"),
+        ("tracking.notes=lr: 1e-3", "tracking.notes", "lr: 1e-3"),
+        ("tracking.notes=[a", "tracking.notes", "[a"),
+        ("tracking.notes=null", "tracking.notes", None),
+        ("tracking.project=null", "tracking.project", "null"),
+        ("data.test=${oc.env:HOME}/x", "data.test", f"{Path.home()}/x"),
+        ("run=~/runs/x", "run", f"{Path.home()}/runs/x"),
+        ("train.init_from=~/runs/x", "train.init_from", f"{Path.home()}/runs/x"),
+        ("checkpoint.every=2e4", "checkpoint.every", 20000),
+        ("checkpoint.every=1.5E+3", "checkpoint.every", 1500),
         ("--seed=3", "seed", 3),
         ("codes={digit: {kind: categorical, size: 7}}", "codes.digit.size", 7),
     ],
@@ -68,6 +80,7 @@ MISTAKES = [
     ("qqq=3", "--help"),
     ("train.steps=many", "train.steps"),
     ("train.batch_size=1.5", "train.batch_size"),
+    ("train.batch_size=1.55e1", "train.batch_size"),
     ("train=3", "train"),
     ("codes.digit.kind=foo", "categorical, uniform, gaussian, bernoulli"),
     ("codes.new.size=3", "codes.new.kind: not given"),
@@ -100,6 +113,13 @@ MISTAKES = [
     ("tracking.trackers=[a", "YAML"),
     ("no/such.yaml", "configs/mnist.yaml"),
 ]
+
+
+def test_whole_numbers_in_files_may_be_written_with_a_power_of_ten(tmp_path: Path):
+    path = tmp_path / "powers.yaml"
+    path.write_text("train: {batch_size: 1e3, steps: null, epochs: 1e1}\nrun: 1e3\n")
+    config = read_config([QUICK, str(path)])
+    assert (config.train.batch_size, config.train.epochs, config.run) == (1000, 10, "1e3")
 
 
 @pytest.mark.parametrize(("mistake", "message"), MISTAKES)
@@ -215,7 +235,7 @@ def test_each_key_has_one_effect(change: str, effect: Effect):
 
 
 SECRET_URLS = ["https://ann:se cret@host/set", "https://host/set?token=secret", "https://ann:secret/@host/[x"]
-CARELESS_WORDS = ["{}", "data.shard={}", "train.steps={}", "data.shards=[{}]", "data.shards=[{}", "--x={}"]
+CARELESS_WORDS = ["{}", "data.shard={}", "train.steps={}", "data.lanes=[{}]", "data.lanes=[{}", "--x={}"]
 CARELESS_FILES = ["data: {{shard: '{}'}}", "train: {{steps: '{}'}}", "data: {{shards: ['{}']}}", "x: [{}"]
 
 
