@@ -146,6 +146,21 @@ def is_cpu_requested() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() not in FALSE
 
 
+def gpu_allocation() -> str | None:
+    """Return the variable by which Slurm, or the launcher, states that this job has GPUs, and its value."""
+    # A number of GPUs, and lists in which 0 is a GPU. Accelerate's gpu_ids are CUDA_VISIBLE_DEVICES.
+    nothing = {
+        "SLURM_GPUS_ON_NODE": ("", "0"),
+        "SLURM_JOB_GPUS": ("",),
+        "SLURM_STEP_GPUS": ("",),
+        "CUDA_VISIBLE_DEVICES": ("", "-1", "NoDevFiles"),
+    }
+    for name, values in nothing.items():
+        if os.environ.get(name, "") not in values:
+            return f"{name}={os.environ[name]}"
+    return None
+
+
 def launch_command(*target: str, processes: int = 1) -> list[str]:
     """Return the command that runs a Python target on this machine.
 

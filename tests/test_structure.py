@@ -55,7 +55,9 @@ MODULES = {
         "order", "shards", "class_names", "tars", "manifest_fields", "images", "fetch", "filesystems",
         "transport", "hub", "s3", "cache", "urls",
     ),
-    "config": ("load", "overrides", "help", "validate", "batch_share", "schema", "clustering", "codes", "fields"),
+    "config": (
+        "load", "overrides", "help", "validate", "batch_share", "schema", "clustering", "codes", "fields",
+    ),
 }  # fmt: skip
 COMMANDS = ("doctor", "evaluate", "generate", "make_shards", "scorecard", "train")  # import no other command
 LIBRARIES = {

@@ -198,6 +198,13 @@ class TrainConfig:
     )
     batch_size: int = field(128, "global batch: fake images of a step, over all processes", minimum=1)
     accumulation: int = field(1, "micro-batches whose gradients a step adds up, to save memory", minimum=1)
+    device: str = field(
+        "auto",
+        "auto: a GPU if there is one, which must work if Slurm or CUDA_VISIBLE_DEVICES names it; cuda: GPUs "
+        "must work; cpu: also where there are GPUs",
+        choices=("auto", "cuda", "cpu"),
+        effect=Effect.NONE,
+    )
     precision: str | None = field(
         None,
         "null: that of `accelerate launch --mixed_precision`, else fp32 (IEEE); fp64 is to check exactness",

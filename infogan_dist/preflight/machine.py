@@ -14,7 +14,7 @@ from torch.cuda import nccl
 from infogan_dist import __version__
 from infogan_dist.launcher import STOP_SIGNALS
 from infogan_dist.preflight.finding import FAIL, OK, WARN, Finding, Findings, PreflightContext, format_bytes
-from infogan_dist.runtime.device import check_gpus, cores, unused_accelerator, uses_cuda
+from infogan_dist.runtime.device import check_device, check_gpus, cores, unused_accelerator, uses_cuda
 
 SIGNAL_TIMEOUT_S = 1
 
@@ -59,6 +59,7 @@ def _installed_version(name: str) -> str | None:
 def check_devices(context: PreflightContext) -> Findings:
     """Compare the machine's GPUs and cores with the processes on it."""
     place, core_count = context.place, cores()
+    check_device(context.config.train.device if context.config is not None else "auto")
     if uses_cuda():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         names = ", ".join(f"{gpu.name} ({format_bytes(gpu.total_memory)})" for gpu in gpus)

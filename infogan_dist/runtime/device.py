@@ -15,6 +15,7 @@ from infogan_dist.errors import ConfigError, MachineError
 from infogan_dist.launcher import (
     ProcessPlace,
     check_launcher,
+    gpu_allocation,
     is_cpu_requested,
     launched_compilation,
     launched_precision,
@@ -59,6 +60,32 @@ def _processes_here() -> int:
     """Return the number of processes on this machine, as far as the launcher states it."""
     place = process_place()
     return max(place.local_world, place.local_rank + 1)
+
+
+def check_device(choice: str) -> None:
+    """Refuse to train on the CPU where GPUs were asked for, and select the CPU where that was.
+
+    Args:
+        choice: `train.device`.
+
+    Raises:
+        ConfigError: the launcher asks for the CPU, and the config for GPUs.
+        MachineError: GPUs were asked for, and CUDA does not work.
+    """
+    if choice == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # which Accelerate reads, here and in loading subprocesses
+    elif choice == "cuda" and is_cpu_requested():
+        raise ConfigError(
+            "train.device: cuda, but the launcher asks for the CPU (ACCELERATE_USE_CPU); change one of them"
+        )
+    asked = "train.device: cuda" if choice == "cuda" else f"train.device: {gpu_allocation()}"
+    if is_cpu_requested() or torch.cuda.is_available() or (choice == "auto" and gpu_allocation() is None):
+        return
+    build = "a build without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+    raise MachineError(
+        f"{asked}, but torch {torch.__version__} ({build}) cannot use a GPU on {platform.node()}; check "
+        "nvidia-smi and CUDA_VISIBLE_DEVICES there, install a CUDA build of torch, or use train.device=cpu"
+    )
 
 
 def check_gpus() -> None:
@@ -130,6 +157,7 @@ def resolve_config(config: Config) -> Config:
         MachineError: the device does not support the precision or the number of processes.
     """
     check_launcher()
+    check_device(config.train.device)
     check_gpus()
     check_cuda_graph(config)
     resolved = launched_config(config)

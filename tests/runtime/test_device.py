@@ -97,6 +97,7 @@ HONOURED = [
 def place_on(monkeypatch: pytest.MonkeyPatch, name: str, environment: str) -> None:
     """Give this process the GPUs of a machine, and an environment without other variables of launchers."""
     prefixes = ("ACCELERATE_", "PMI_", "OMPI_", "XLA_", "NVIDIA_TF32", "LOCAL_", "MASTER_", "RANK", "WORLD_")
+    prefixes += ("SLURM_", "CUDA_VISIBLE_DEVICES")
     for variable in [v for v in os.environ if v.startswith(prefixes)]:
         monkeypatch.delenv(variable)
     for assignment in environment.split():
@@ -141,6 +142,58 @@ def test_the_launcher_s_precision_and_compilation_are_entered_into_the_config(
     resolved = device.resolve_config(config)
     assert (resolved.train.precision, resolved.train.compile) == expected
     assert (config.train.precision, config.train.compile) == (precision, False)
+
+
+NO_CUDA = r"but torch .* cannot use a GPU on .*; check nvidia-smi .* or use train.device=cpu$"
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "choice", "message"),
+    [
+        ("CPU", "", "cuda", f"^train.device: cuda, {NO_CUDA}"),
+        ("CPU", "SLURM_GPUS_ON_NODE=2", "auto", f"^train.device: SLURM_GPUS_ON_NODE=2, {NO_CUDA}"),
+        ("CPU", "SLURM_JOB_GPUS=0", "auto", f"^train.device: SLURM_JOB_GPUS=0, {NO_CUDA}"),
+        ("CPU", "CUDA_VISIBLE_DEVICES=0,1", "auto", f"^train.device: CUDA_VISIBLE_DEVICES=0,1, {NO_CUDA}"),
+        (
+            "one GPU",
+            "ACCELERATE_USE_CPU=true",
+            "cuda",
+            "^train.device: cuda, but the launcher .*; change one",
+        ),
+    ],
+)
+def test_gpus_that_were_asked_for_must_work(
+    monkeypatch: pytest.MonkeyPatch, name: str, environment: str, choice: str, message: str
+):
+    place_on(monkeypatch, name, environment)
+    config = read_config([QUICK, f"train.device={choice}"])
+    with pytest.raises(ConfigError, match=message) as refusal:
+        device.resolve_config(config)
+    context = PreflightContext([], ProcessPlace(0, 1, 0, 1), config=config)
+    (finding,) = run_check(context, Check("devices", machine.check_devices))
+    assert (finding.level, finding.message) == (FAIL, str(refusal.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "choice", "uses_cuda"),
+    [
+        ("one GPU", "", "auto", True),
+        ("one GPU", "SLURM_GPUS_ON_NODE=1 CUDA_VISIBLE_DEVICES=0", "cuda", True),
+        ("one GPU", "SLURM_GPUS_ON_NODE=1", "cpu", False),
+        ("one GPU", "ACCELERATE_USE_CPU=true", "auto", False),
+        ("CPU", "SLURM_GPUS_ON_NODE=0 CUDA_VISIBLE_DEVICES= SLURM_JOB_GPUS=", "auto", False),
+        ("CPU", "CUDA_VISIBLE_DEVICES=-1", "auto", False),
+        ("CPU", "SLURM_GPUS_ON_NODE=2 ACCELERATE_USE_CPU=true", "auto", False),
+        ("CPU", "SLURM_JOB_GPUS=0,1", "cpu", False),
+    ],
+)
+def test_the_device_is_the_one_that_was_chosen(
+    monkeypatch: pytest.MonkeyPatch, name: str, environment: str, choice: str, uses_cuda: bool
+):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")  # so that it is restored afterwards
+    place_on(monkeypatch, name, environment)
+    device.resolve_config(read_config([QUICK, f"train.device={choice}"]))
+    assert device.uses_cuda() == uses_cuda
 
 
 @pytest.mark.parametrize(
