@@ -145,7 +145,7 @@ def test_a_shard_with_a_signature_of_its_own_does_not_get_that_of_the_manifest(
 ):
     serve_shards(web, tmp_path, url="000000.tar?sign=own")
     read_shard(load_manifest(f"{web.url}/set?token=secret"), 0)
-    serve_shards(web, tmp_path, url=f"{web.url}/set/000000.tar")
+    serve_shards(web, tmp_path / "other", url=f"{web.url}/set/000000.tar")
     read_shard(load_manifest(f"{web.url}/set?token=secret"), 0)
     assert web.queries == ["token=secret", "sign=own", "token=secret", ""]
 
