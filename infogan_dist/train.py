@@ -6,8 +6,9 @@
 YAML files are merged, later ones win, then key=value overrides. Started again in the same run folder, a run
 continues from its newest checkpoint. On SIGTERM, SIGUSR1 or Ctrl-C it saves a checkpoint and exits with 75.
 
-  -h, --help   this text
-  --quiet      print warnings and errors only, and no progress
+  -h, --help      this text
+  --print-config  print the resolved config, with the origin of each value, and do not train
+  --quiet         print warnings and errors only, and no progress
 """
 
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from infogan_dist.config.help import help_text
 from infogan_dist.config.load import presets, read_config
+from infogan_dist.config.origin import config_with_origins
 from infogan_dist.config.schema import Config
 from infogan_dist.console import exit_on_user_error, set_up_logging
 from infogan_dist.errors import EXIT_STOPPED
@@ -31,8 +33,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{__doc__}\nPresets: {names}\n\nKeys:\n{help_text()}")
         return
     set_up_logging(quiet="--quiet" in arguments)
+    words = [a for a in arguments if a not in ("--quiet", "--print-config")]
     with exit_on_user_error():
-        config = read_config([a for a in arguments if a != "--quiet"])
+        if "--print-config" in arguments:
+            print(config_with_origins(words))
+            return
+        config = read_config(words)
         check_launcher()
         # Imported only now, so that --help and refusals are answered at once: torch takes seconds.
         from infogan_dist.training.loop import train

@@ -56,7 +56,8 @@ MODULES = {
         "transport", "hub", "s3", "cache", "urls",
     ),
     "config": (
-        "load", "overrides", "help", "validate", "batch_share", "schema", "clustering", "codes", "fields",
+        "origin", "load", "overrides", "help", "validate", "batch_share", "schema", "clustering", "codes",
+        "fields",
     ),
 }  # fmt: skip
 COMMANDS = ("doctor", "evaluate", "generate", "make_shards", "scorecard", "train")  # import no other command

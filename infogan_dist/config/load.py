@@ -42,16 +42,25 @@ def read_config(arguments: list[str]) -> Config:
         ConfigError: a missing file, an unknown key, a wrong type or an impossible value.
     """
     merged: Any = OmegaConf.structured(Config)
-    files = [a for a in arguments if _is_file(a)]
-    for name in files:
-        merged = _merge(merged, _read_yaml(name), name)
-    return _checked(_overridden(merged, [a for a in arguments if not _is_file(a)]))
+    for origin, tree in read_trees(arguments):
+        merged = _merge(merged, tree, origin)
+    return _checked(merged)
+
+
+def read_trees(arguments: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield each argument of `read_config` and its values as a tree, in the order of merging."""
+    for name in (a for a in arguments if _is_file(a)):
+        yield name, _read_yaml(name)
+    for override in (a for a in arguments if not _is_file(a)):
+        yield override, parse_override(override)
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a resolved config back from a run folder, with `key=value` overrides. Raises `ConfigError`."""
     merged = _merge(OmegaConf.structured(Config), _read_yaml(str(path)), str(path))
-    return _checked(_overridden(merged, overrides))
+    for override in overrides:
+        merged = _merge(merged, parse_override(override), override)
+    return _checked(merged)
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -125,12 +134,6 @@ def _read_yaml(name: str) -> Any:
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{name}: must contain `key: value` lines, not a {type(content).__name__}")
     return normalised(content or {})
-
-
-def _overridden(merged: Any, overrides: Iterable[str]) -> Any:
-    for override in overrides:
-        merged = _merge(merged, parse_override(override), override)
-    return merged
 
 
 def _merge(base: Any, tree: Any, where: str) -> Any:
