@@ -20,6 +20,11 @@ class CodeConfig:
     weight: float = field(
         1.0, "lambda of this code's lower bound (paper, eq. 6); 0.1 suits continuous codes", minimum=0
     )
+    balanced: bool = field(
+        False,
+        "categorical: each category once, in random order, in every `size` consecutive draws; batches then "
+        "differ less",
+    )
     sigma: float | None = field(
         None, "standard deviation of a continuous code's posterior; null: learned, as exp(s)", above=0
     )
@@ -33,10 +38,15 @@ class CodeConfig:
         Raises:
             ConfigError: with the key and the remedy.
         """
-        if self.count != 1:
-            raise ConfigError(f"{key}.count: only for categorical codes; use {key}.size={self.count}")
+        self._refuse_categorical_keys(key)
         if self.sigma is not None:
             raise ConfigError(f"{key}.sigma: only for continuous codes; remove it")
+
+    def _refuse_categorical_keys(self, key: str) -> None:
+        if self.count != 1:
+            raise ConfigError(f"{key}.count: only for categorical codes; use {key}.size={self.count}")
+        if self.balanced:
+            raise ConfigError(f"{key}.balanced: only for categorical codes; remove it")
 
 
 @dataclass
@@ -62,8 +72,7 @@ class ContinuousConfig(CodeConfig):
     """`size` real variables, with a posterior of learned or fixed standard deviation."""
 
     def check(self, key: str) -> None:
-        if self.count != 1:
-            raise ConfigError(f"{key}.count: only for categorical codes; use {key}.size={self.count}")
+        self._refuse_categorical_keys(key)
 
 
 # The config class of each kind; `model.codes.CODES` has the code itself.

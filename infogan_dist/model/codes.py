@@ -101,6 +101,7 @@ class CategoricalCode(Code):
     def __init__(self, config: CodeConfig):
         super().__init__(config, config.count)
         self.categories: int = config.size
+        self.balanced = config.balanced
         self.width = self.num_posterior_params = config.count * config.size
         self.entropy, self.marginal_bound = math.log(config.size), 0.0
         self.dead_threshold = DEAD_SHARE * self.entropy * self.variables

@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 from infogan_dist.config.clustering import ClusteringConfig
 from infogan_dist.config.codes import CodeConfig
 from infogan_dist.errors import ConfigError
-from infogan_dist.model.codes import CODES, Code
+from infogan_dist.model.codes import CODES, CategoricalCode, Code
 from infogan_dist.rng import uniforms
 
 
@@ -80,6 +80,9 @@ class LatentSpec:
         u = torch.from_numpy(uniforms(seed, purpose, start, count, self.noise + sum(variables)))
         noise, *parts = u.split([self.noise, *variables], dim=1)
         values = {n: c.from_uniform(p) for (n, c), p in zip(self.codes.items(), parts, strict=True)}
+        for name, code in self.codes.items():
+            if isinstance(code, CategoricalCode) and code.balanced:
+                values[name] = _balanced_categories(code, seed, f"{purpose}/{name}", start, count)
         return self.assemble(torch.special.ndtri(noise), values, dtype)
 
     def assemble(self, noise: Tensor, values: Mapping[str, Tensor], dtype: torch.dtype) -> Latents:
@@ -159,6 +162,19 @@ class LatentSpec:
         codes = {n: c.repeat_interleave(len(values), 0) for n, c in base.codes.items()}
         codes[name][:, index] = values.to(codes[name].dtype).repeat(len(base.vector))
         return self.assemble(noise, codes, base.vector.dtype), len(values)
+
+
+def _balanced_categories(code: CategoricalCode, seed: int, purpose: str, start: int, count: int) -> Tensor:
+    """Return the draws `start` to `start + count` [count, V] of categories that are drawn without replacement.
+
+    Each block of as many draws as there are categories is a random permutation of them, by the order of
+    uniforms, so that a draw depends on its index alone, as `LatentSpec.sample` demands.
+    """
+    size = code.categories
+    first, last = start // size, -(-(start + count) // size)
+    draws = torch.from_numpy(uniforms(seed, purpose, first, last - first, size * code.variables))
+    orders = draws.unflatten(1, (size, code.variables)).argsort(1).flatten(0, 1)
+    return orders[start - first * size :][:count]
 
 
 def variable_names(name: str, code: Code) -> list[str]:

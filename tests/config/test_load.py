@@ -87,6 +87,7 @@ MISTAKES = [
     ("codes.digit.size=1", "at least 2"),
     ("codes.style.count=2", "codes.style.size=2"),
     ("codes.digit.sigma=1", "only for continuous"),
+    ("codes.style.balanced=true", "only for categorical"),
     ("codes.style.sigma=0", "above 0"),
     ("codes.digit.weight=-1", "from 0 up"),
     ("codes.a-b.kind=uniform", "one word"),

@@ -89,6 +89,28 @@ def test_a_batch_may_be_divided_among_processes_in_any_way(spec: LatentSpec):
         assert torch.equal(torch.cat(shares), batch.vector)
 
 
+def test_balanced_categories_are_drawn_without_replacement():
+    """In each block of three draws; the order within a block, and the two variables, are independent."""
+    balanced = {"parts": CodeConfig("categorical", 3, 2, balanced=True), "style": CODES["style"]}
+    spec, blocks = LatentSpec(5, balanced), 3000
+    draws = spec.sample(0, "test", 0, 3 * blocks)
+    parts = draws.codes["parts"]
+    in_order = torch.arange(3).view(1, 3, 1).expand(blocks, 3, 2)
+    assert torch.equal(parts.view(blocks, 3, 2).sort(1).values, in_order)
+    # The six orders of each variable, and the nine pairs at a place: counts within 5 standard deviations.
+    orders = (parts.view(blocks, 3, 2) * torch.tensor([9, 3, 1]).view(1, 3, 1)).sum(1)
+    pairs = (parts * torch.tensor([3, 1])).sum(1).view(blocks, 3)
+    for values, share in ((orders[:, 0], 1 / 6), (orders[:, 1], 1 / 6), *((p, 1 / 9) for p in pairs.T)):
+        counts = values.unique(return_counts=True)[1]
+        assert len(counts) == round(1 / share)
+        assert (counts / blocks - share).abs().max() < 5 * math.sqrt(share * (1 - share) / blocks)
+    # A draw depends on its index alone, and the rest of the vector is as without balance.
+    assert torch.equal(spec.sample(0, "test", 100, 7).vector, draws.vector[100:107])
+    plain = LatentSpec(5, balanced | {"parts": CodeConfig("categorical", 3, 2)}).sample(0, "test", 0, 9)
+    assert torch.equal(plain.vector[:, :5], draws.vector[:9, :5])
+    assert torch.equal(plain.codes["style"], draws.codes["style"][:9])
+
+
 def test_log_probabilities_are_those_of_torch_distributions(spec: LatentSpec):
     torch.manual_seed(0)
     latents = spec.sample(0, "test", 0, 32, torch.float64)
