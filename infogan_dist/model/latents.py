@@ -165,7 +165,7 @@ class LatentSpec:
 
 
 def _balanced_categories(code: CategoricalCode, seed: int, purpose: str, start: int, count: int) -> Tensor:
-    """Return the draws `start` to `start + count` [count, V] of categories that are drawn without replacement.
+    """Return draws `start` to `start + count`, [count, V], of categories that are drawn without replacement.
 
     Each block of as many draws as there are categories is a random permutation of them, by the order of
     uniforms, so that a draw depends on its index alone, as `LatentSpec.sample` demands.
