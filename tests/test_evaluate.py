@@ -199,6 +199,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_computing(
         assert "1/1" not in done.stderr
 
 
+@pytest.mark.rig
 def test_a_feature_network_that_fails_on_the_images_is_named_in_one_line(
     run_module: Runner, trained: Path, tmp_path: Path
 ):

@@ -55,7 +55,7 @@ def test_losses_agree_in_single_precision_too(run_module: Runner, tiny: Path, tm
             assert x[name] == pytest.approx(y[name], rel=1e-5)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, 2, pytest.param(4, marks=pytest.mark.rig)])
 def test_a_stopped_and_continued_run_equals_an_uninterrupted_one_bit_for_bit(
     run_module: Runner, tiny: Path, tmp_path: Path, processes: int
 ):
@@ -223,7 +223,8 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_going(
     run_module("train", tiny)  # the lock ended with the first process
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.rig)])
+@pytest.mark.rig
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_continues_from_its_last_checkpoint(
     run_module: Runner, tiny: Path, tmp_path: Path, processes: int
 ):

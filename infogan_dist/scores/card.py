@@ -5,6 +5,7 @@ import math
 import platform
 import statistics
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from scipy.stats import t as student
 
 from infogan_dist import __version__
+from infogan_dist.config.codes import CodeConfig
 from infogan_dist.config.load import differences, flatten
 from infogan_dist.config.schema import Config, Effect
 from infogan_dist.errors import ConfigError, DataError
@@ -75,7 +77,9 @@ def config_differences(record: Record, config: Config, effects: set[Effect]) -> 
         One line `key: old -> new` per difference.
     """
     # A record of an earlier version lacks keys that were added later; it was created with their defaults.
-    stored = {**public_config(Config()), **record["config"]}
+    codes = {key.split(".")[1] for key in record["config"] if key.startswith("codes.")}
+    defaults = {f"codes.{name}.{spec.name}": spec.default for name in codes for spec in fields(CodeConfig)}
+    stored = {**public_config(Config()), **defaults, **record["config"]}
     return differences(stored, public_config(config), effects)
 
 

@@ -69,6 +69,7 @@ def errors_of_two_processes(commands: list[list[str]], folders: list[Path]) -> l
     return errors
 
 
+@pytest.mark.rig
 def test_processes_with_different_checkpoints_are_refused(tiny: Path, tmp_path: Path, run_module: Runner):
     """As with a relative run folder in two working directories, of which only one contains a checkpoint."""
     homes = [tmp_path / "a", tmp_path / "b"]
@@ -128,6 +129,7 @@ def test_a_config_file_may_have_an_equals_sign_in_its_path(tiny: Path, tmp_path:
     assert read_config([str(folder / "a=b.yaml"), "noise=5"]).seed == 77
 
 
+@pytest.mark.rig
 def test_scores_that_an_interruption_has_prevented_are_computed_after_the_restart(
     run_module: Runner, tiny: Path, tmp_path: Path
 ):
