@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
@@ -33,6 +34,13 @@ def command_in(path: Path) -> list[str]:
     """Return the arguments of the command in a file's head, without `[key=value ...]`."""
     lines = path.read_text().splitlines()
     return shlex.split(lines[lines[0].startswith("#!")].removeprefix("# ").partition(" [")[0])
+
+
+def accelerate_command(file: str, flags: list[str], *options: str) -> list[str]:
+    """Return the command in the comment of an Accelerate config, with flags of the launcher and options."""
+    arguments = command_in(LAUNCH / "accelerate" / f"{file}.yaml")
+    module = arguments.index("-m")
+    return [*arguments[:module], *flags, *arguments[module:], *options]
 
 
 def tiny_options(tiny: Path, run: Path, steps: int = 4) -> list[str]:
@@ -129,14 +137,26 @@ def wait_for_all(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str
 def test_accelerate_configs_give_the_same_weights_as_processes_without_a_launcher(
     run_module: Runner, tiny: Path, tmp_path: Path, file: str, flags: list[str], processes: int
 ):
-    """The configs for GPUs must work on a machine without GPUs as well."""
-    arguments = command_in(LAUNCH / "accelerate" / f"{file}.yaml")
-    module = arguments.index("-m")
-    command = [*arguments[:module], *flags, *arguments[module:], *tiny_options(tiny, tmp_path / "launched")]
-    statuses, output = wait_for_all([start([*command, f"train.processes={processes}"], environment())])
+    """The configs for GPUs work on a CPU as well, if that is what the command asks for."""
+    command = accelerate_command(file, flags, *tiny_options(tiny, tmp_path / "launched"))
+    command += [f"train.processes={processes}", "train.device=cpu"]
+    statuses, output = wait_for_all([start(command, environment())])
     assert statuses == [0], output
     run_module("train", "configs/mnist.yaml", *tiny_options(tiny, tmp_path / "run"), processes=processes)
     assert same_weights(weights(tmp_path / "launched", 4), weights(tmp_path / "run", 4))
+
+
+@pytest.mark.rig
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
+@pytest.mark.parametrize(("file", "flags"), [("one_gpu", []), ("multi_gpu", ["--num_processes=2"])])
+def test_configs_for_gpus_are_refused_on_a_machine_without_gpus(
+    tiny: Path, tmp_path: Path, file: str, flags: list[str]
+):
+    command = accelerate_command(file, flags, *tiny_options(tiny, tmp_path / "launched"))
+    (status,), output = wait_for_all([start(command, environment())])
+    assert status == 1  # of the launcher; its report contains that of training, 2
+    assert output.count("error: train.device: cuda, but torch") == 1
+    assert not (tmp_path / "launched").exists()
 
 
 @pytest.mark.rig

@@ -64,7 +64,12 @@ def test_accelerate_trains_on_two_hosts(
             "HOST", f"{hosts[0].name} --num_processes 2"
         )
         launchers.append(
-            host.start(*command.split(), *tiny_options(tiny, tmp_path / "run"), "train.processes=2")
+            host.start(
+                *command.split(),
+                *tiny_options(tiny, tmp_path / "run"),
+                "train.processes=2",
+                "train.device=cpu",
+            )
         )
     wait_for_success(hosts, launchers)
     assert same_weights(weights(tmp_path / "run", 4), expected(4))

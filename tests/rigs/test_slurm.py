@@ -129,7 +129,9 @@ def test_each_gpu_has_a_process_and_a_cancelled_job_saves_and_stays_cancelled(
     slurm: Slurm, config: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
-    job = slurm.submit("--gpus-per-node=2", "--cpus-per-task=2", TRAIN, config, *ENDLESS, f"run={run}")
+    # The GPUs of these nodes exist in Slurm's configuration only.
+    options = [*ENDLESS, "train.device=cpu", f"run={run}"]
+    job = slurm.submit("--gpus-per-node=2", "--cpus-per-task=2", TRAIN, config, *options)
     wait_for_step(slurm, job, run, LOG_EVERY, restarts=0)
     tasks = [env for _, env in sorted(training_processes(SLURM_JOB_ID=job), key=lambda task: task[1]["RANK"])]
     assert [task["LOCAL_RANK"] for task in tasks] == ["0", "1"]
@@ -140,6 +142,14 @@ def test_each_gpu_has_a_process_and_a_cancelled_job_saves_and_stays_cancelled(
     assert slurm.wait_for_end(job)["JobState"] == "CANCELLED"
     (checkpoint,) = (run / "checkpoints").glob("step_*")
     assert metadata(run, int(checkpoint.name.removeprefix("step_")))["world"] == 2
+
+
+def test_a_job_whose_gpus_do_not_work_fails_at_once(slurm: Slurm, config: Path, tmp_path: Path):
+    job = slurm.submit("--gpus-per-node=2", "--cpus-per-task=2", TRAIN, config, f"run={tmp_path}/run")
+    state, output = slurm.wait_for_end(job), slurm.output(job)
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "0"), output
+    assert output.count("error: train.device: SLURM_GPUS_ON_NODE=2, but torch") == 1, output
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_array_of_agents_completes_a_sweep_in_spite_of_a_preemption(
