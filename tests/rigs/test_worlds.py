@@ -121,9 +121,7 @@ def test_losses_and_weights_of_five_steps_are_equal_in_fp64(
         assert_equal(train(tmp_path, words, world), expected, FP64)
 
 
-@pytest.mark.parametrize(
-    "words", [MNIST, MNIST5K, TUTORIAL, (*QUICKSTART, "clustering.steps=0")], ids=" ".join
-)
+@pytest.mark.parametrize("words", [MNIST5K, (*QUICKSTART, "clustering.steps=0")], ids=" ".join)
 def test_losses_of_the_first_step_are_equal_in_fp32(tmp_path: Path, images: Path, words: tuple[str, ...]):
     preset, *options = words
     words = (str(ROOT / preset), f"data.shards={images}", *SHARED, *options)
