@@ -28,7 +28,7 @@ from infogan_dist.console import exit_on_user_error, set_up_logging
 from infogan_dist.creation.source import Source
 from infogan_dist.creation.write import write_shard_set
 from infogan_dist.data.loader import Batch
-from infogan_dist.training.clustering import FEATURE_COMPONENTS, LAST_REBUILD, PIXEL_COMPONENTS
+from infogan_dist.training.clustering import FEATURE_COMPONENTS, PIXEL_COMPONENTS, should_rebuild
 from infogan_dist.training.run import Run
 
 SAMPLES = 256  # generated images that the counted steps train on
@@ -81,8 +81,7 @@ def count(config: Config, images: int, shape: tuple[int, int, int], folder: Path
     """
     clustering, penalty_every = config.clustering, config.objective.penalty_every
     steps = clustering.steps, config.length(images) - clustering.steps
-    rebuilds = [s for s in range(1, steps[0]) if s % clustering.rebuild_every == 0]
-    searches = sum(s < LAST_REBUILD * steps[0] for s in rebuilds)
+    searches = sum(should_rebuild(clustering, step) for step in range(1, steps[0]))
     pixels = np.random.default_rng(0).integers(0, 256, (SAMPLES, *shape), np.uint8)
     write_shard_set(Source("noise", SAMPLES, [], lambda i: (pixels[i], -1)), folder / "set")
     if steps[0]:

@@ -1,6 +1,8 @@
 """A field of the configuration: its default, help text, range, and what it changes."""
 
 import dataclasses
+import typing
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -39,3 +41,22 @@ def field(
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def schema_keys(
+    schema: Any, prefix: str = "", effect: Effect = Effect.TRAINING
+) -> Iterator[tuple[str, Any, Effect]]:
+    """Yield key, type hint and effect of each key that a schema names, such as `train.steps`.
+
+    Args:
+        schema: the dataclass of the config, or of a section.
+        prefix: of its keys.
+        effect: of the keys for which the schema states none.
+    """
+    hints = typing.get_type_hints(schema)
+    for spec in dataclasses.fields(schema):
+        key, hint, own = prefix + spec.name, hints[spec.name], spec.metadata["effect"] or effect
+        if dataclasses.is_dataclass(hint):
+            yield from schema_keys(hint, f"{key}.", own)
+        else:
+            yield key, hint, own

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from omegaconf.errors import (
 )
 
 from infogan_dist.config.codes import CODE_CONFIGS, CodeConfig
-from infogan_dist.config.fields import Effect
+from infogan_dist.config.fields import Effect, schema_keys
 from infogan_dist.config.help import unknown_key_message
 from infogan_dist.config.overrides import normalised, parse_override, redacted, yaml_problem
 from infogan_dist.config.schema import Config
@@ -41,10 +40,7 @@ def read_config(arguments: list[str]) -> Config:
     Raises:
         ConfigError: a missing file, an unknown key, a wrong type or an impossible value.
     """
-    merged: Any = OmegaConf.structured(Config)
-    for origin, tree in read_trees(arguments):
-        merged = _merge(merged, tree, origin)
-    return _checked(merged)
+    return _merged(read_trees(arguments))
 
 
 def read_trees(arguments: list[str]) -> Iterator[tuple[str, Any]]:
@@ -57,10 +53,8 @@ def read_trees(arguments: list[str]) -> Iterator[tuple[str, Any]]:
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a resolved config back from a run folder, with `key=value` overrides. Raises `ConfigError`."""
-    merged = _merge(OmegaConf.structured(Config), _read_yaml(str(path)), str(path))
-    for override in overrides:
-        merged = _merge(merged, parse_override(override), override)
-    return _checked(merged)
+    saved = (str(path), _read_yaml(str(path)))
+    return _merged([saved, *((override, parse_override(override)) for override in overrides)])
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -71,15 +65,18 @@ def save_config(config: Config, path: Path) -> None:
 
 def flatten(config: Config) -> Flat:
     """Return the config as `{"train.steps": 20000, ...}`."""
+    return flatten_tree(dataclasses.asdict(config))
 
-    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
 
-    return dict(walk(dataclasses.asdict(config), ""))
+def flatten_tree(tree: Mapping[str, Any], prefix: str = "") -> Flat:
+    """Return the values of nested mappings by their whole key, as of `flatten`."""
+    flat: Flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten_tree(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def resume_conflicts(old: Config, new: Config) -> list[str]:
@@ -97,7 +94,7 @@ def resume_conflicts(old: Config, new: Config) -> list[str]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], effects: set[Effect]) -> list[str]:
     """Return the differences of two flat configs in keys with these effects, as `key: old -> new`."""
-    table = _effects(Config, "", Effect.TRAINING)
+    table = {key: effect for key, _, effect in schema_keys(Config)}
     changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     # Keys of codes and layer tables are not in the schema by name; all of them change the weights.
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in changed if table.get(k, Effect.TRAINING) in effects]
@@ -134,6 +131,14 @@ def _read_yaml(name: str) -> Any:
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{name}: must contain `key: value` lines, not a {type(content).__name__}")
     return normalised(content or {})
+
+
+def _merged(trees: Iterable[tuple[str, Any]]) -> Config:
+    """Return the config of trees with their origins, of which later ones win."""
+    merged: Any = OmegaConf.structured(Config)
+    for origin, tree in trees:
+        merged = _merge(merged, tree, origin)
+    return _checked(merged)
 
 
 def _merge(base: Any, tree: Any, where: str) -> Any:
@@ -184,15 +189,3 @@ def _expand_paths(config: Config) -> None:
 def _of_its_kind(code: CodeConfig) -> CodeConfig:
     """Return a code's config as an object of its kind's own class; of an unknown kind, as it is."""
     return CODE_CONFIGS.get(code.kind, CodeConfig)(**vars(code))
-
-
-def _effects(schema: Any, prefix: str, default: Effect) -> dict[str, Effect]:
-    """Return the effect of each key that the schema names; a key without one has that of its section."""
-    hints, table = typing.get_type_hints(schema), {}
-    for spec in dataclasses.fields(schema):
-        effect = spec.metadata["effect"] or default
-        if dataclasses.is_dataclass(hints[spec.name]):
-            table |= _effects(hints[spec.name], f"{prefix}{spec.name}.", effect)
-        else:
-            table[prefix + spec.name] = effect
-    return table

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from infogan_dist.config.load import read_config, read_trees
+from infogan_dist.config.load import flatten_tree, read_config, read_trees
 from infogan_dist.credentials import redact_text
 
 DEFAULT = "default"
@@ -27,17 +27,8 @@ def config_with_origins(arguments: list[str]) -> str:
     """
     config, origins = dataclasses.asdict(read_config(arguments)), {}
     for origin, tree in read_trees(arguments):
-        origins |= dict.fromkeys(_leaves(tree, ""), origin)
+        origins |= dict.fromkeys(flatten_tree(tree), origin)
     return redact_text("\n".join(_lines(config, "", "", origins)))
-
-
-def _leaves(node: Any, key: str) -> Iterator[str]:
-    """Yield the keys of a tree's values, such as `train.steps`."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _leaves(value, f"{key}.{name}".removeprefix("."))
-    else:
-        yield key
 
 
 def _lines(node: dict[str, Any], prefix: str, indent: str, origins: dict[str, str]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """`key=value` overrides, and values of YAML that are read as their field's type."""
 
-import dataclasses
 import re
 import types
 import typing
@@ -12,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from infogan_dist.config.fields import schema_keys
 from infogan_dist.config.schema import Config
 from infogan_dist.credentials import redact_argument, redact_url
 from infogan_dist.errors import ConfigError
@@ -66,18 +66,11 @@ def normalised(node: Any, prefix: str = "") -> Any:
 @cache
 def field_types() -> Mapping[str, tuple[type, ...]]:
     """Return the types that each key of the schema may have, such as `train.epochs`: (float, NoneType)."""
-    return dict(_field_types(Config, ""))
-
-
-def _field_types(schema: Any, prefix: str) -> typing.Iterator[tuple[str, tuple[type, ...]]]:
-    hints = typing.get_type_hints(schema)
-    for spec in dataclasses.fields(schema):
-        hint = hints[spec.name]
-        if dataclasses.is_dataclass(hint):
-            yield from _field_types(hint, f"{prefix}{spec.name}.")
-        else:
-            union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-            yield prefix + spec.name, typing.get_args(hint) if union else (hint,)
+    unions = (typing.Union, types.UnionType)
+    return {
+        key: typing.get_args(hint) if typing.get_origin(hint) in unions else (hint,)
+        for key, hint, _ in schema_keys(Config)
+    }
 
 
 def yaml_problem(error: Exception) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infogan_dist.config.clustering import ClusteringConfig
 from infogan_dist.config.schema import Config
 from infogan_dist.data.images import to_float
 from infogan_dist.data.neighbours import nearest, pooled_pixels, principal_components
@@ -124,7 +125,7 @@ class ClusteringStep:
         settings = self.settings
         if step == settings.steps:
             self._set_statistics(self.clustering.average)
-        elif step % settings.rebuild_every == 0 and step < LAST_REBUILD * settings.steps:
+        elif should_rebuild(settings, step):
             classifier = copy.deepcopy(self.clustering.average)
             self._set_statistics(classifier)
             vectors = torch.nn.functional.normalize(self._features(classifier), dim=1)
@@ -203,6 +204,11 @@ class ClusteringStep:
 
     def _float_images(self, rows: Tensor | slice) -> Tensor:
         return to_float(self.images[rows].to(self.engine.device), self.engine.dtype)
+
+
+def should_rebuild(settings: ClusteringConfig, step: int) -> bool:
+    """Whether neighbours are searched by features after a step, counted from 1."""
+    return step % settings.rebuild_every == 0 and step < LAST_REBUILD * settings.steps
 
 
 @functools.lru_cache(maxsize=2)
